@@ -1,0 +1,1 @@
+"""Workloads and reference facts, with their loaders."""
