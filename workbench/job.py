@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workbench import study as studies
-from workbench.costs import CostModel, open_costs
+from workbench.costs import CostModel, TableCosts, open_costs
 from workbench.errors import CheckFailed, SpecError, WorkbenchError, nearest
 from workbench.outcome import Outcome
 from workbench.plan import Violation
@@ -30,7 +30,7 @@ class PlannerChoice:
     """The ``[planner]`` section: which algorithm searches, and for how long."""
 
     name: str | None = about("Planner by name (see wb schema); absent: the study's first.", default=None)
-    solver: str = about("MILP back-end: highs, cbc, gurobi or cpsat.", default="highs")
+    solver: Literal["highs", "cbc", "gurobi", "cpsat"] = about("MILP back-end.", default="highs")
     time_limit_s: float = about("Search time after which the best plan so far is returned.", default=60.0)
     seed: int = about("Seed of every random choice.", default=0)
 
@@ -58,8 +58,8 @@ class Job:
 
     @cached_property
     def costs(self) -> CostModel:
-        """The cost model the spec asks for, opened once."""
-        return open_costs(self.costs_section)
+        """The cost model the spec asks for, opened once; without a ``[costs]`` section one that knows nothing."""
+        return open_costs(self.costs_section) if self.costs_section else TableCosts(())
 
     def plan(self) -> Any:
         """Search for a plan with the chosen planner."""
