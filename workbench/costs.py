@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,9 +39,11 @@ __all__ = [
     "ProfileTable",
     "Provenance",
     "Source",
+    "SweepCosts",
     "TableCosts",
     "held_out_errors",
     "open_costs",
+    "sweep",
     "weaker",
 ]
 
@@ -51,6 +53,7 @@ _RANK = {name: rank for rank, name in enumerate(SOURCES)}
 Scale = Literal["linear", "log"]
 Key = str | int
 Floats = NDArray[np.float64]
+Ranks = NDArray[np.int8]
 
 
 def weaker(first: Source, second: Source) -> Source:
@@ -100,6 +103,32 @@ class CostModel(Protocol):
         ...
 
 
+@runtime_checkable
+class SweepCosts(Protocol):
+    """A cost model that answers many points of one op at once."""
+
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """Times of ``op`` at ``point`` with the arrays of ``over`` (broadcast) in it, and ranks of their sources."""
+        ...
+
+
+def sweep(model: CostModel, op: str, over: Mapping[str, ArrayLike],
+          **point: float | int | str) -> tuple[Floats, Ranks]:
+    """Times of ``op`` over broadcast arrays of some of its axes, and for each the index of its source in ``SOURCES``.
+
+    Raises:
+        MissingProfile: as ``model.cost`` does.
+    """
+    if isinstance(model, SweepCosts):
+        return model.sweep(op, over, **point)
+    grids = np.broadcast_arrays(*(np.asarray(v) for v in over.values()))
+    rows = zip(*(g.ravel().tolist() for g in grids), strict=True)
+    found = [model.cost(op, **point, **dict(zip(over, row, strict=True))) for row in rows]
+    shape = grids[0].shape
+    return (np.array([c.seconds for c in found]).reshape(shape),
+            np.array([_RANK[c.source] for c in found], dtype=np.int8).reshape(shape))
+
+
 class Axis(NamedTuple):
     """One numeric axis: its name in a point, and the scale in which times are close to straight lines."""
 
@@ -141,7 +170,7 @@ class ProfileTable:
         seconds, rank = self._index.at(coordinates)
         return Cost(seconds, SOURCES[rank])
 
-    def many(self, *coordinates: ArrayLike) -> tuple[Floats, NDArray[np.int8]]:
+    def many(self, *coordinates: ArrayLike) -> tuple[Floats, Ranks]:
         """Times at broadcast coordinate arrays, and for each the index of its source in ``SOURCES``."""
         return self._index.many(coordinates)
 
@@ -238,14 +267,14 @@ class _Grid:
         found, rank = height(0, 0)
         return (math.exp(found) if self.log_times else found), rank
 
-    def many(self, coordinates: Sequence[ArrayLike]) -> tuple[Floats, NDArray[np.int8]]:
+    def many(self, coordinates: Sequence[ArrayLike]) -> tuple[Floats, Ranks]:
         grids = np.broadcast_arrays(*(np.asarray(c, dtype=np.float64) for c in coordinates))
         flat = [g.ravel() for g in grids]
         found, rank = self._heights(0, np.zeros(flat[0].size, dtype=np.intp), flat)
         shape = grids[0].shape
         return (np.exp(found) if self.log_times else found).reshape(shape), rank.reshape(shape)
 
-    def _heights(self, level: int, node: NDArray[np.intp], x: Sequence[Floats]) -> tuple[Floats, NDArray[np.int8]]:
+    def _heights(self, level: int, node: NDArray[np.intp], x: Sequence[Floats]) -> tuple[Floats, Ranks]:
         axis, wanted = self.values[level], x[level]
         low, high = self.firsts[level][node], self.firsts[level][node + 1]
         raw = _last_at_most(axis, wanted, low, high)
@@ -268,7 +297,7 @@ class _Grid:
         outside = beyond | (single & (axis[i] != wanted))
         return found, np.where(outside, 2, rank).astype(np.int8)
 
-    def _below(self, level: int, node: NDArray[np.intp], x: Sequence[Floats]) -> tuple[Floats, NDArray[np.int8]]:
+    def _below(self, level: int, node: NDArray[np.intp], x: Sequence[Floats]) -> tuple[Floats, Ranks]:
         if level == len(self.values) - 1:
             return self.heights[node], np.zeros(len(node), dtype=np.int8)
         return self._heights(level + 1, node, x)
@@ -346,12 +375,38 @@ class TableCosts:
     def cost(self, op: str, **point: float | int | str) -> Cost:
         """Time of ``op`` at ``point``; see ``CostModel``."""
         table = self.table(op, point)
-        try:
-            coordinates = [point[a.name] for a in table.axes]
-        except KeyError as error:
-            raise SpecError(f"{table.label()} needs a value for {error.args[0]!r}",
-                            allowed=[a.name for a in table.axes]) from None
-        return table.at(*coordinates)  # type: ignore[arg-type]
+        return table.at(*self._coordinates(table, point))
+
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """Times of ``op`` over arrays of some axes; see ``SweepCosts``."""
+        everything = {**point, **over}
+        table = self.table(op, everything)
+        return table.many(*self._coordinates(table, everything))
+
+    def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
+        """The values of ``axis`` at which the table that answers ``op`` at ``point`` was measured, sorted.
+
+        Raises:
+            MissingProfile: there is no such table; ``SpecError`` when it has no such axis.
+        """
+        table = self.table(op, point)
+        names = [a.name for a in table.axes]
+        if axis not in names:
+            raise SpecError(f"{table.label()} has no axis {axis!r}", allowed=names)
+        return np.unique(table.points[:, names.index(axis)]).tolist()
+
+    @staticmethod
+    def _coordinates(table: ProfileTable, point: Mapping[str, Any]) -> list[Any]:
+        names = [a.name for a in table.axes]
+        if len(point) != len(names) + len(table.keys) or not all(n in point for n in names):
+            strange = sorted(set(point) - set(names) - set(table.keys))
+            absent = sorted(set(names) - set(point))
+            raise SpecError(f"{table.label()} was asked at {sorted(point)}",
+                            allowed=[*table.keys, *names],
+                            hint="; ".join(part for part in (
+                                f"no value for {', '.join(absent)}" if absent else "",
+                                f"it does not depend on {', '.join(strange)}" if strange else "") if part))
+        return [point[n] for n in names]
 
     def provenance(self) -> Mapping[str, Provenance]:
         """The tables behind the answers; several tables of one op are told apart by their keys."""
@@ -396,6 +451,16 @@ class FallbackCosts:
                 complaint = complaint or error
         raise complaint or MissingProfile("no cost model to ask", keys=[op])
 
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """Times of ``op`` over arrays by the first model that knows it; see ``SweepCosts``."""
+        complaint: MissingProfile | None = None
+        for model in self._models:
+            try:
+                return sweep(model, op, over, **point)
+            except MissingProfile as error:
+                complaint = complaint or error
+        raise complaint or MissingProfile("no cost model to ask", keys=[op])
+
     def provenance(self) -> Mapping[str, Provenance]:
         """The tables of all models; the first one's names win."""
         merged: dict[str, Provenance] = {}
@@ -416,6 +481,13 @@ class CountedCosts:
         found = self._model.cost(op, **point)
         self.answers[found.source] += 1
         return found
+
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """The inner model's answers, counted; see ``SweepCosts``."""
+        seconds, ranks = sweep(self._model, op, over, **point)
+        for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True):
+            self.answers[SOURCES[rank]] += int(count)
+        return seconds, ranks
 
     def provenance(self) -> Mapping[str, Provenance]:
         """The inner model's tables."""
