@@ -52,6 +52,8 @@ SOURCES: tuple[Source, ...] = ("measured", "interpolated", "extrapolated", "anal
 _RANK = {name: rank for rank, name in enumerate(SOURCES)}
 Scale = Literal["linear", "log"]
 Key = str | int
+# Up to so many points one at a time are quicker than arrays.
+_FEW = 256
 Floats = NDArray[np.float64]
 Ranks = NDArray[np.int8]
 
@@ -269,9 +271,12 @@ class _Grid:
 
     def many(self, coordinates: Sequence[ArrayLike]) -> tuple[Floats, Ranks]:
         grids = np.broadcast_arrays(*(np.asarray(c, dtype=np.float64) for c in coordinates))
-        flat = [g.ravel() for g in grids]
+        flat, shape = [g.ravel() for g in grids], grids[0].shape
+        if flat[0].size <= _FEW:
+            answers = [self.at(row) for row in zip(*(g.tolist() for g in flat), strict=True)]
+            return (np.array([a[0] for a in answers]).reshape(shape),
+                    np.array([a[1] for a in answers], dtype=np.int8).reshape(shape))
         found, rank = self._heights(0, np.zeros(flat[0].size, dtype=np.intp), flat)
-        shape = grids[0].shape
         return (np.exp(found) if self.log_times else found).reshape(shape), rank.reshape(shape)
 
     def _heights(self, level: int, node: NDArray[np.intp], x: Sequence[Floats]) -> tuple[Floats, Ranks]:

@@ -155,28 +155,27 @@ class Aiconfigurator:
         Raises:
             MissingProfile: the package has no such op, device, or key.
         """
-        asked = f"{op}({', '.join(f'{k}={v}' for k, v in point.items())})"
         if op not in FAMILIES:
             close = nearest(op, FAMILIES)
-            raise MissingProfile(f"{DISTRIBUTION} has no op {op!r}", keys=[asked], allowed=sorted(FAMILIES),
+            raise MissingProfile(f"{DISTRIBUTION} has no op {op!r}", keys=[_asked(op, point)], allowed=sorted(FAMILIES),
                                  hint=f"did you mean {close!r}?" if close else None)
         device = str(point.get("device"))
-        if (op, device) not in self._rows:
-            self._rows[op, device] = self._read(op, device, asked)
-        rows = self._rows[op, device]
-        keys = {name: point.get(name) for name in rows.keys}
-        wanted = tuple(keys.values())
+        rows = self._rows.get((op, device))
+        if rows is None:
+            rows = self._rows[op, device] = self._read(op, device, point)
+        wanted = tuple(point.get(name) for name in rows.keys)
         if wanted in rows.built:
             return
         if wanted not in rows.groups:
-            raise MissingProfile(f"{DISTRIBUTION} has no {op!r} with these keys for {device}", keys=[asked],
-                                 hint="measured: " + _listed(rows))
+            raise MissingProfile(f"{DISTRIBUTION} has no {op!r} with these keys for {device}",
+                                 keys=[_asked(op, point)], hint="measured: " + _listed(rows))
         self._tables.add(rows.table(op, device, wanted))
 
-    def _read(self, op: str, device: str, asked: str) -> _Rows:
+    def _read(self, op: str, device: str, point: Mapping[str, Any]) -> _Rows:
         if device not in self._systems:
             close = nearest(device, self._systems)
-            raise MissingProfile(f"{DISTRIBUTION} has no tables of {device} with {self._backend}", keys=[asked],
+            raise MissingProfile(f"{DISTRIBUTION} has no tables of {device} with {self._backend}",
+                                 keys=[_asked(op, point)],
                                  allowed=sorted(self._systems), hint=f"did you mean {close!r}?" if close else None,
                                  next_command=f"wb profile {op}")
         for family in FAMILIES[op]:
@@ -186,7 +185,8 @@ class Aiconfigurator:
                 rows = _Rows(family, found)
                 if rows.groups:
                     return rows
-        raise MissingProfile(f"{DISTRIBUTION} has no {op!r} of {device} with {self._backend}", keys=[asked])
+        raise MissingProfile(f"{DISTRIBUTION} has no {op!r} of {device} with {self._backend}",
+                             keys=[_asked(op, point)])
 
 
 class _Rows:
@@ -211,6 +211,10 @@ class _Rows:
             points=self._points[members], seconds=self._seconds[members],
             provenance=Provenance(id=self._source, origin="NVIDIA, in the package " + DISTRIBUTION, device=device,
                                   licence="Apache-2.0"))
+
+
+def _asked(op: str, point: Mapping[str, Any]) -> str:
+    return f"{op}({', '.join(f'{k}={v}' for k, v in point.items())})"
 
 
 def _listed(rows: _Rows) -> str:
