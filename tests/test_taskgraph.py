@@ -155,13 +155,16 @@ def test_shared_link_equals_the_fluid_in_exact_fractions(transfers):
 
 def test_all_that_ends_at_an_instant_ends_before_anything_starts():
     """At 3 s "cpu" and transfer A end and B joins A's link; "urgent" waits for A and still beats "later" to the gpu."""
-    link = Link(name="wire", alpha_s=1.0, bytes_per_s=1.0, sharing="shared")
+    link = Link(name="wire", alpha_s=1.0, bytes_per_s=4.0, sharing="shared")
+    # The end of A is foreseen anew at 2.5 s, when C leaves, so that it comes last among the events of 3 s.
     run = simulate(TaskGraph(links=[link], tasks=[
-        Task(name="cpu", duration_s=3, on=(CPU,)), Task(name="A", link="wire", bytes=2),
+        Task(name="cpu", duration_s=3, on=(CPU,)), Task(name="A", link="wire", bytes=5),
         Task(name="B", link="wire", bytes=2, not_before_s=2.0),
         Task(name="urgent", duration_s=1, on=(GPU,), after=(1,)),
-        Task(name="later", duration_s=1, on=(GPU,), after=(0,), priority=1)]))
-    assert run.start_s[3:].tolist() == [3.0, 4.0]
+        Task(name="later", duration_s=1, on=(GPU,), after=(0,), priority=1),
+        Task(name="C", link="wire", bytes=3)]))
+    assert run.end_s[[1, 5]].tolist() == [3.0, 2.5]
+    assert run.start_s[[3, 4]].tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("sharing", ["exclusive", "shared"])
@@ -258,7 +261,7 @@ def brute_schedule(graph):
 
 
 @given(graphs())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_any_graph_runs_as_the_rules_say(graph):
     """Equal to the brute list scheduler, start by start; stuck if and only if that is stuck."""
     expected = brute_schedule(graph)
@@ -273,7 +276,7 @@ def test_any_graph_runs_as_the_rules_say(graph):
 
 
 @given(graphs())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_graph_keeps_its_bounds_and_limits(graph):
     try:
         run = simulate(graph)
