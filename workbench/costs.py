@@ -466,6 +466,21 @@ class FallbackCosts:
                 complaint = complaint or error
         raise complaint or MissingProfile("no cost model to ask", keys=[op])
 
+    def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
+        """Measured values of ``axis`` in the first model with tables that knows the point.
+
+        Raises:
+            MissingProfile: none does.
+        """
+        for model in self._models:
+            ask = getattr(model, "knots", None)
+            if ask is not None:
+                try:
+                    return ask(op, axis, **point)
+                except MissingProfile:
+                    continue
+        raise MissingProfile(f"no table of {op!r} at this point", keys=[op])
+
     def provenance(self) -> Mapping[str, Provenance]:
         """The tables of all models; the first one's names win."""
         merged: dict[str, Provenance] = {}
