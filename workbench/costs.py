@@ -51,7 +51,7 @@ Source = Literal["measured", "interpolated", "extrapolated", "analytic"]
 SOURCES: tuple[Source, ...] = ("measured", "interpolated", "extrapolated", "analytic")
 _RANK = {name: rank for rank, name in enumerate(SOURCES)}
 Scale = Literal["linear", "log"]
-Key = str | int
+Key = str | int | float
 # Up to so many points one at a time are quicker than arrays.
 _FEW = 256
 Floats = NDArray[np.float64]
@@ -143,7 +143,8 @@ class ProfileTable:
     """Measured seconds of one op under one set of exact keys, over nested numeric axes (outermost first).
 
     ``points`` is (rows, axes) in the axes' own units, ``seconds`` is (rows,). The grid may be ragged: each outer
-    value has its own inner values. A point measured more than once counts with its median.
+    value has its own inner values. A point measured more than once counts with its median; without axes all rows
+    are one point.
 
     Raises:
         TraceError: shapes disagree, no rows, values that are not finite, a time <= 0, or a log axis with a value <= 0.
@@ -183,7 +184,7 @@ class ProfileTable:
 
 def _check_rows(table: ProfileTable, points: Floats, seconds: Floats) -> None:
     where = table.label()
-    if points.ndim != 2 or points.shape != (len(seconds), len(table.axes)) or not table.axes:
+    if points.ndim != 2 or points.shape != (len(seconds), len(table.axes)):
         raise TraceError(f"points have shape {points.shape}, seconds {seconds.shape}, for {len(table.axes)} axes",
                          where=where)
     if not len(seconds):
@@ -266,10 +267,12 @@ class _Grid:
                 return max(b, a + share * (b - a)), 2
             return a + share * (b - a), rank
 
-        found, rank = height(0, 0)
+        found, rank = height(0, 0) if values else (heights[0], 0)
         return (math.exp(found) if self.log_times else found), rank
 
     def many(self, coordinates: Sequence[ArrayLike]) -> tuple[Floats, Ranks]:
+        if not coordinates:
+            return np.array(self.at(())[0]), np.array(0, dtype=np.int8)
         grids = np.broadcast_arrays(*(np.asarray(c, dtype=np.float64) for c in coordinates))
         flat, shape = [g.ravel() for g in grids], grids[0].shape
         if flat[0].size <= _FEW:

@@ -30,7 +30,7 @@ _MODELS = ("llama-2-7b", "llama-2-70b", "meta-llama-3-8b")
 _MACHINES = {"a100": "a100_dgx", "h100": "h100_dgx", "a40": "a40"}
 _ATTENTION = {("a100", "llama-2-70b"): "vidur-compute-a100-attention-8192x64x8-tp2"}
 
-Key = str | int
+Key = str | int | float
 _Found = list[tuple[str, dict[str, Key], Floats, Floats]]
 
 
