@@ -264,7 +264,7 @@ def cdf(values: Mapping[str, Sequence[float]], *, quantity: str, unit: str, scal
             legend[f"{label}\u2002{marks}"] = colour
         axes.set_xscale(scale)
         axes.set_ylim(0, 101)
-        if scale == "linear":
+        if scale == "linear" and values:
             # The last two in a thousand would leave the rest of the curve little room.
             axes.set_xlim(min(0.0, *map(min, values.values())), max(np.percentile(s, 99.8) for s in values.values()))
         _plain_ticks(axes)
