@@ -1,11 +1,13 @@
 """How far the composed cost model is from measured serving runs: TTFT and TPOT, model by model.
 
-The reference is ``silicon_sample.csv`` of aiconfigurator-core: closed-loop runs on real machines, ``batch_size`` clients
-that send their next request when the last one is answered; TTFT and TPOT are means over the run, so TTFT holds the
-wait for other prompts. Each run is replayed on the step model by ``closed_loop`` with the engine's documented rules:
+The reference is ``silicon_sample.csv`` of aiconfigurator-core: closed-loop runs on real machines with ``batch_size``
+clients that send their next request when the last one is answered. TTFT and TPOT are means over the run, so TTFT holds
+the wait for other prompts. ``closed_loop`` replays each run on the step model with the engines' documented rules:
 
-- vLLM: chunked prefill, decodes first, budget of 8,192 tokens, cache blocks on demand, the newest request is preempted
-  and recomputed when they run out. TensorRT-LLM: whole prompts, budget of 8,192, a request starts when its last token fits.
+- vLLM: chunked prefill, decodes first, 8,192 tokens an iteration, cache blocks on demand, the newest request is
+  preempted and recomputed when they run out. TensorRT-LLM: whole prompts, 8,192 tokens, room for the last token first.
+- Both plan an iteration while the one before it runs (async scheduling, overlap scheduler), so a new request waits out
+  the iteration under way and joins the one after.
 - Rows of InferenceMAX (the 70B model): 10 requests a client, lengths uniform in 80-100 % of the nominal ones, as its
   published scripts say. Other rows do not say: fixed lengths, 10 requests a client, all clients at once.
 
@@ -128,12 +130,12 @@ class _Engine:
             self.waiting.appendleft(newest)
 
     def advance(self, now: int) -> tuple[int, list[_Request]]:
-        """One iteration with prefill, or all decode-only iterations up to the next event; time after, and who is done."""
+        """One iteration with prefill, or all decode-only ones up to the next event; the time after, and who is done."""
         if not self.running and not self.prefilling:
             self._arrive()
         self.make_room()
         chunks = self.admitted()
-        lone = bool(self.arriving)
+        joining = bool(self.arriving)
         self._arrive()
         context = sum(r.prompt + 1 for r in self.running)
         decodes = list(self.running)
@@ -141,7 +143,7 @@ class _Engine:
             count = 1
             now += self.steps.mixed(len(decodes), context, chunks)
         else:
-            count = 1 if lone else min(r.output_tokens - r.made for r in decodes)
+            count = 1 if joining else min(r.output_tokens - r.made for r in decodes)
             if self.chunked:
                 count = max(1, min(count, (self.kv_tokens - self.cached()) // len(decodes)))
             now += ramp_sum(self.steps.decode(len(decodes)), context, len(decodes), count)
@@ -232,8 +234,8 @@ def judge(rows: Sequence[Mapping[str, str]]) -> list[Judged]:
 def waits_for_others(rows: Sequence[Mapping[str, str]]) -> set[str]:
     """Ids of runs whose TTFT cannot be a first-token time of a server with a slot for every client.
 
-    With a slot each, longer outputs make prompts meet less often, so TTFT must not grow with the output length. Where it
-    does by more than a quarter from the shortest to the longest output, all else equal, requests waited for the
+    With a slot each, longer outputs make prompts meet less often, so TTFT must not grow with the output length. Where
+    it does by more than a quarter from the shortest to the longest output, all else equal, requests waited for the
     *generation* of others (fewer slots than clients, or a saturated front end). Looks at measurements only.
     """
     groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
