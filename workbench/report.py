@@ -210,25 +210,28 @@ def _facts(block: Facts, _: str) -> str:
     for fact in block.facts:
         unit = f' <span class="unit">{_escaped(fact.unit)}</span>' if fact.unit else ""
         note = f'<dd class="note">{_inline(fact.note)}</dd>' if fact.note else ""
-        value = _escaped(_formatter([fact.value], 4)(fact.value))
+        number = _plain(fact.value)
+        value = _escaped(_formatter([number], 4)(number))
         cards.append(f'<div><dt>{_inline(fact.label)}</dt><dd class="value">{value}{unit}</dd>{note}</div>')
     return f'<dl class="facts">{"".join(cards)}</dl>'
 
 
 def _table(block: Table, name: str) -> str:
-    columns = list(zip(*block.rows, strict=True)) if block.rows else [() for _ in block.columns]
-    if len(columns) != len(block.columns):
-        raise SpecError(f"{len(columns)} cells in a row for {len(block.columns)} columns",
+    rows = [[_plain(cell) for cell in row] for row in block.rows]
+    wrong = next((row for row in rows if len(row) != len(block.columns)), None)
+    if wrong is not None:
+        raise SpecError(f"{len(wrong)} cells in a row for {len(block.columns)} columns",
                         where=f"table {block.caption!r}")
+    columns = [[row[k] for row in rows] for k in range(len(block.columns))]
     numeric = [any(_is_number(v) for v in c) and all(v is None or _is_number(v) for v in c) for c in columns]
     by_column = [_formatter(c, column.digits) for c, column in zip(columns, block.columns, strict=True)]
-    by_row = [[_formatter(row, 4)] * len(row) for row in block.rows]
+    by_row = [[_formatter(row, 4)] * len(row) for row in rows]
     head = "".join(
         f'<th scope="col"{_right(right)}>{_inline(column.name)}'
         + (f' <span class="unit">{_escaped(column.unit)}</span>' if column.unit else "") + "</th>"
         for column, right in zip(block.columns, numeric, strict=True))
     body = []
-    for r, row in enumerate(block.rows):
+    for r, row in enumerate(rows):
         cells = []
         formats = by_row[r] if block.alike == "rows" else by_column
         for k, (cell, show, right) in enumerate(zip(row, formats, numeric, strict=True)):
@@ -236,7 +239,7 @@ def _table(block: Table, name: str) -> str:
             shown = _inline(cell) if isinstance(cell, str) else _escaped(show(cell))
             cells.append(f"<{tag}{_right(right)}>{shown}</{tag[:2]}>")
         body.append(f"<tr{' class=marked' if r in block.marked else ''}>{''.join(cells)}</tr>")
-    if not block.rows:
+    if not rows:
         body.append(f'<tr><td colspan="{max(1, len(block.columns))}">no rows</td></tr>')
     return (f'<div class="scroll" role="region" aria-labelledby="{name}" tabindex="0"><table>'
             f'<caption id="{name}">{_inline(block.caption)}</caption><thead><tr>{head}</tr></thead>'
@@ -347,6 +350,11 @@ def _percent(share: float) -> str:
     if not math.isfinite(share):
         return "∞"
     return f"{share:.2%}" if 0 < share < 0.1 else f"{share:.1%}" if share < 1 else f"{share:.0%}"
+
+
+def _plain(cell: Any) -> Any:
+    """NumPy and pandas scalars as Python's own."""
+    return cell.item() if hasattr(cell, "item") else cell
 
 
 def _is_number(cell: Any) -> bool:
