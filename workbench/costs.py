@@ -41,6 +41,7 @@ __all__ = [
     "Source",
     "SweepCosts",
     "TableCosts",
+    "asked_point",
     "held_out_errors",
     "open_costs",
     "sweep",
@@ -158,6 +159,7 @@ class ProfileTable:
     provenance: Provenance
     times: Scale = "linear"
     _index: _Grid = field(init=False, repr=False, compare=False)
+    _knots: dict[str, list[float]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         points = np.asarray(self.points, dtype=np.float64)
@@ -176,6 +178,19 @@ class ProfileTable:
     def many(self, *coordinates: ArrayLike) -> tuple[Floats, Ranks]:
         """Times at broadcast coordinate arrays, and for each the index of its source in ``SOURCES``."""
         return self._index.many(coordinates)
+
+    def knots(self, axis: str) -> list[float]:
+        """The values of ``axis`` that were measured, sorted.
+
+        Raises:
+            SpecError: the table has no such axis.
+        """
+        if axis not in self._knots:
+            names = [a.name for a in self.axes]
+            if axis not in names:
+                raise SpecError(f"{self.label()} has no axis {axis!r}", allowed=names)
+            self._knots[axis] = np.unique(self.points[:, names.index(axis)]).tolist()
+        return self._knots[axis]
 
     def label(self) -> str:
         """Op and keys in one short text."""
@@ -201,6 +216,8 @@ def _check_rows(table: ProfileTable, points: Floats, seconds: Floats) -> None:
 
 def _sorted_medians(points: Floats, seconds: Floats) -> tuple[Floats, Floats]:
     """Rows in lexicographic order of the axes, repeated points merged into their median."""
+    if _in_order(points):
+        return points, seconds
     order = np.lexsort((seconds, *points.T[::-1]))
     points, seconds = points[order], seconds[order]
     new = np.ones(len(points), dtype=bool)
@@ -211,6 +228,15 @@ def _sorted_medians(points: Floats, seconds: Floats) -> tuple[Floats, Floats]:
     count = np.diff(np.append(first, len(points)))
     low, high = first + (count - 1) // 2, first + count // 2
     return points[first], (seconds[low] + seconds[high]) / 2
+
+
+def _in_order(points: Floats) -> bool:
+    """Whether the rows are in strict lexicographic order, as tables read from a cache are."""
+    if not points.shape[1]:
+        return len(points) == 1
+    differs = points[1:] != points[:-1]
+    first = differs.argmax(axis=1)[:, None]
+    return bool((np.take_along_axis(points[1:], first, 1) > np.take_along_axis(points[:-1], first, 1)).all())
 
 
 class _Grid:
@@ -328,18 +354,16 @@ def held_out_errors(table: ProfileTable, axis: str) -> Floats:
     Raises:
         SpecError: the table has no such axis.
     """
-    names = [a.name for a in table.axes]
-    if axis not in names:
-        raise SpecError(f"{table.label()} has no axis {axis!r}", allowed=names)
-    column = table.points[:, names.index(axis)]
+    inside = table.knots(axis)[1:-1]
+    column = table.points[:, [a.name for a in table.axes].index(axis)]
     errors = []
-    for value in np.unique(column)[1:-1]:
+    for value in inside:
         held = column == value
         rest = ProfileTable(op=table.op, keys=table.keys, axes=table.axes, points=table.points[~held],
                             seconds=table.seconds[~held], provenance=table.provenance, times=table.times)
         predicted, rank = rest.many(*table.points[held].T)
-        inside = rank <= _RANK["interpolated"]
-        errors.append(predicted[inside] / table.seconds[held][inside] - 1)
+        known = rank <= _RANK["interpolated"]
+        errors.append(predicted[known] / table.seconds[held][known] - 1)
     return np.concatenate(errors) if errors else np.empty(0)
 
 
@@ -397,11 +421,7 @@ class TableCosts:
         Raises:
             MissingProfile: there is no such table; ``SpecError`` when it has no such axis.
         """
-        table = self.table(op, point)
-        names = [a.name for a in table.axes]
-        if axis not in names:
-            raise SpecError(f"{table.label()} has no axis {axis!r}", allowed=names)
-        return np.unique(table.points[:, names.index(axis)]).tolist()
+        return self.table(op, point).knots(axis)
 
     @staticmethod
     def _coordinates(table: ProfileTable, point: Mapping[str, Any]) -> list[Any]:
@@ -421,7 +441,7 @@ class TableCosts:
         return {t.label(): t.provenance for t in self.tables()}
 
     def _missing(self, op: str, point: Mapping[str, Any]) -> MissingProfile:
-        asked = f"{op}({', '.join(f'{k}={v}' for k, v in point.items())})"
+        asked = asked_point(op, point)
         command = self._next_command.format(op=op)
         if op not in self._by_op:
             close = nearest(op, self._by_op)
@@ -437,6 +457,11 @@ class TableCosts:
                     faults.append(f"{n}={point.get(n)} is not among {listed}" + (f"; nearest {close}" if close else ""))
         hint = "; or ".join(dict.fromkeys(faults)) or "each key is known, this combination of them is not"
         return MissingProfile(f"no profile of {op!r} with these keys", keys=[asked], hint=hint, next_command=command)
+
+
+def asked_point(op: str, point: Mapping[str, Any]) -> str:
+    """A point as text, for messages; arrays are named only."""
+    return f"{op}({', '.join(f'{k}={v}' if isinstance(v, str | int | float) else f'{k}=…' for k, v in point.items())})"
 
 
 class FallbackCosts:
