@@ -116,7 +116,7 @@ def test_the_page_is_balanced_html_with_unique_ids_and_names_that_exist():
     assert all("open" not in attrs for attrs in page.all("details"))
     for tag, attrs, path in page.elements:
         if tag == "table":
-            assert path[-1] == "div"
+            assert path[-1] in ("div", "details")  # its own scrolling box, or the fold that wraps its cells
         if tag == "svg":
             assert path[-2:] == ("figure", "div") and "viewBox" in {k.replace("viewbox", "viewBox") for k in attrs}
 
@@ -183,7 +183,7 @@ def test_the_certificate_states_objective_bound_gap_status_time_and_who():
     alone = shown(bound=None, status="heuristic", solver=None)
     assert "no claim of optimality" in alone and "this planner proves nothing" in alone and "Gap" not in alone
     assert "Gap ∞" in shown(bound=-math.inf)
-    assert "Gap 0.0%" in shown(bound=28.5, status="optimal")
+    assert "Gap 0%" in shown(bound=28.5, status="optimal")
 
 
 def cells(table):

@@ -22,7 +22,7 @@ STYLE = f"""
 """ + """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
-body{margin:0 auto;padding:2.2rem 1.25rem 5rem;max-width:54rem;background:var(--paper);color:var(--ink);
+body{margin:0 auto;padding:2.2rem 1.25rem 5rem;max-width:60rem;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 h1{font-size:clamp(1.55rem,1.1rem + 2vw,2.1rem);line-height:1.2;letter-spacing:-.015em;margin:0 5.5rem .5rem 0;
 text-wrap:balance}
@@ -82,9 +82,11 @@ caption{text-align:left;font-weight:600;padding:0 0 .45rem;position:sticky;left:
 th,td{text-align:left;padding:.42rem 1.3rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:baseline;
 font-weight:400}
 th:last-child,td:last-child{padding-right:.3rem}
-tbody th{min-width:7rem}
 thead th{color:var(--muted);font-size:.84rem;border-bottom:1.5px solid var(--muted);white-space:nowrap}
 .n{text-align:right;white-space:nowrap}
+.short{white-space:nowrap}
+.medium{min-width:9.5rem}
+.long{min-width:15rem}
 .marked>*{background:var(--mark);font-weight:600}
 .marked>:first-child{box-shadow:-.5rem 0 var(--mark),inset 3px 0 var(--accent);padding-left:.6rem}
 figure{margin:1.6rem 0}
@@ -104,9 +106,9 @@ figcaption{font-size:.87rem;color:var(--muted);margin-top:.5rem;max-width:44rem}
 .notes li{margin:.3rem 0}
 details{border:1px solid var(--line);border-radius:8px;padding:.1rem 1rem;margin:1.3rem 0}
 summary{cursor:pointer;padding:.55rem 0;font-weight:600}
-.manifest th{color:var(--muted);white-space:nowrap;font-size:.84rem}
-.manifest td{font:.84rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere;
-min-width:14rem}
+.manifest{table-layout:fixed;width:100%;margin:.3rem 0 1rem}
+.manifest th{width:38%;color:var(--muted);font-size:.84rem;overflow-wrap:anywhere}
+.manifest td{font:.84rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 @media (max-width:35rem){body{padding:1.4rem 1rem 3rem;font-size:15.5px}.wide{display:none}.narrow{display:block}
 h2{margin-top:2.3rem}.facts{grid-template-columns:repeat(2,1fr)}.decision{font-size:1.08rem}}
 @media print{body{max-width:none;padding:0;font-size:10.5pt}#theme,nav,.skip{display:none}.scroll{overflow:visible}

@@ -226,24 +226,31 @@ def _table(block: Table, name: str) -> str:
     numeric = [any(_is_number(v) for v in c) and all(v is None or _is_number(v) for v in c) for c in columns]
     by_column = [_formatter(c, column.digits) for c, column in zip(columns, block.columns, strict=True)]
     by_row = [[_formatter(row, 4)] * len(row) for row in rows]
+    kinds = ["n" if right else _width_class(c) for right, c in zip(numeric, columns, strict=True)]
     head = "".join(
-        f'<th scope="col"{_right(right)}>{_inline(column.name)}'
+        f'<th scope="col"{_class(kind)}>{_inline(column.name)}'
         + (f' <span class="unit">{_escaped(column.unit)}</span>' if column.unit else "") + "</th>"
-        for column, right in zip(block.columns, numeric, strict=True))
+        for column, kind in zip(block.columns, kinds, strict=True))
     body = []
     for r, row in enumerate(rows):
         cells = []
         formats = by_row[r] if block.alike == "rows" else by_column
-        for k, (cell, show, right) in enumerate(zip(row, formats, numeric, strict=True)):
-            tag = "th scope=\"row\"" if k == 0 and not right else "td"
+        for k, (cell, show, kind) in enumerate(zip(row, formats, kinds, strict=True)):
+            tag = "th scope=\"row\"" if k == 0 and kind != "n" else "td"
             shown = _inline(cell) if isinstance(cell, str) else _escaped(show(cell))
-            cells.append(f"<{tag}{_right(right)}>{shown}</{tag[:2]}>")
+            cells.append(f"<{tag}{_class(kind)}>{shown}</{tag[:2]}>")
         body.append(f"<tr{' class=marked' if r in block.marked else ''}>{''.join(cells)}</tr>")
     if not rows:
         body.append(f'<tr><td colspan="{max(1, len(block.columns))}">no rows</td></tr>')
     return (f'<div class="scroll" role="region" aria-labelledby="{name}" tabindex="0"><table>'
             f'<caption id="{name}">{_inline(block.caption)}</caption><thead><tr>{head}</tr></thead>'
             f"<tbody>{''.join(body)}</tbody></table></div>")
+
+
+def _width_class(cells: Sequence[Any]) -> str:
+    """Prose in a narrow column would become a tower of single words; names should not break at all."""
+    longest = max((len(v) for v in cells if isinstance(v, str)), default=0)
+    return "short" if longest <= 24 else "medium" if longest <= 48 else "long"
 
 
 def _figure(block: Figure, name: str) -> str:
@@ -315,8 +322,8 @@ def _commands(block: Commands, _: str) -> str:
 def _manifest(block: Manifest, _: str) -> str:
     rows = "".join(f'<tr><th scope="row">{_escaped(key)}</th><td>{_escaped(value)}</td></tr>'
                    for key, value in _flat(block.entries))
-    return (f"<details><summary>{_inline(block.title)}</summary><div class=\"scroll\" tabindex=\"0\">"
-            f'<table class="manifest"><tbody>{rows}</tbody></table></div></details>')
+    return (f"<details><summary>{_inline(block.title)}</summary>"
+            f'<table class="manifest"><tbody>{rows}</tbody></table></details>')
 
 
 _WRITERS: dict[type, Callable[[Any, str], str]] = {
@@ -342,14 +349,16 @@ def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escaped(text))
 
 
-def _right(right: bool) -> str:
-    return ' class="n"' if right else ""
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""
 
 
 def _percent(share: float) -> str:
     if not math.isfinite(share):
         return "∞"
-    return f"{share:.2%}" if 0 < share < 0.1 else f"{share:.1%}" if share < 1 else f"{share:.0%}"
+    if share in (0, 1):
+        return f"{share:.0%}"
+    return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
 
 
 def _plain(cell: Any) -> Any:
