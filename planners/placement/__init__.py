@@ -16,5 +16,9 @@ from planners.placement.assembly import decision, predicted
 from planners.placement.check import check
 from planners.placement.planning import PLANNERS, bound, plan
 from planners.placement.problem import Plan, Problem
+from planners.placement.replanning import Switching, changes, replan
+from planners.placement.study import comparison, pareto, robustness, what_if
+from planners.placement.words import headline, in_words
 
-__all__ = ["PLANNERS", "Plan", "Problem", "bound", "check", "decision", "plan", "predicted"]
+__all__ = ["PLANNERS", "Plan", "Problem", "Switching", "bound", "changes", "check", "comparison", "decision",
+           "headline", "in_words", "pareto", "plan", "predicted", "replan", "robustness", "what_if"]

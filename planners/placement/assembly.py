@@ -18,6 +18,7 @@ from workbench.plan import Certificate, Status
 __all__ = ["assemble", "decision", "predicted", "rented", "shares_of_work"]
 
 _NEGLIGIBLE_SHARE = 1e-9
+_NOISE = 1e-9
 
 
 def shares_of_work(instance: Instance, work: Floats) -> Floats:
@@ -33,7 +34,7 @@ def assemble(problem: Problem, workloads: tuple[Workload, ...], candidates: Cand
              shadow_prices: Mapping[str, float], waived: tuple[str, ...] = ()) -> Plan:
     """The plan of a fleet ``replicas`` [C] under an assignment ``shares`` [C, W].
 
-    ``bound`` is in the objective's unit; a bound beyond the objective by rounding noise is moved onto it.
+    ``bound`` is in the objective's unit; where it differs from the objective by rounding noise it becomes equal.
     """
     instance = candidates.instance
     deployments = tuple(
@@ -47,9 +48,11 @@ def assemble(problem: Problem, workloads: tuple[Workload, ...], candidates: Cand
     makespan = float((busy[on] / replicas[on]).max(initial=0.0))
     cost = float(replicas @ instance.cost)
     objective, unit = (makespan, "s") if problem.objective == "least-makespan" else (cost, "$/h")
+    if bound is not None:
+        bound = objective if math.isclose(bound, objective, rel_tol=_NOISE) else min(bound, objective)
     certificate = Certificate(
-        objective=objective, bound=None if bound is None else min(bound, objective), sense="min", unit=unit,
-        status=status, planner=planner, solver=solver, seconds=seconds, shadow_prices=dict(shadow_prices))
+        objective=objective, bound=bound, sense="min", unit=unit, status=status, planner=planner, solver=solver,
+        seconds=seconds, shadow_prices=dict(shadow_prices))
     return Plan(objective=problem.objective, deployments=deployments, workloads=workloads, makespan_s=makespan,
                 cost_usd_per_h=cost, waived=waived, sources=source_shares(deployments, workloads),
                 space=candidates.space, certificate=certificate)

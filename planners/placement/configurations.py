@@ -44,7 +44,7 @@ __all__ = ["Candidates", "candidates_of", "formats_of", "pipeline"]
 _UNLIMITED_TOKENS = 10**12
 # The optimistic throughput spreads embedding and output projection over all stages.
 _OPTIMISM = 1.02
-_BATCH_STEP = 2 ** (1 / 8)
+_BATCH_STEP = 2 ** (1 / 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

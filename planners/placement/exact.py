@@ -91,6 +91,8 @@ def fastest(instance: Instance, search: Search) -> Fleet | None:
             break
         seen.add(y.tobytes())
         cuts.append(values(instance, found.prices))
+    if best.rate <= 0:
+        return None
     return Fleet(replicas=best_y, assignment=best, cost=float(best_y @ instance.cost),
                  bound=best.rate if proven and search.gap == 0 else max(bound, best.rate), proven=proven,
                  cuts=np.array(cuts))
@@ -145,7 +147,8 @@ def _rounded(instance: Instance, replicas: Floats, worth: Floats) -> Integers:
         order = np.argsort(-np.where(share > 0, worth / share, np.inf), kind="stable")
     for c in order:
         room = np.where(instance.devices[c] > 0, left // np.maximum(instance.devices[c], 1), np.iinfo(np.int64).max)
-        count = int(min(room.min(), (money + 1e-9) // instance.cost[c] if instance.cost[c] > 0 else 2**53))
+        affordable = (money + 1e-9) / instance.cost[c] if instance.cost[c] > 0 else 2.0**53
+        count = int(min(room.min(), affordable))
         if count > 0 and worth[c] > 0:
             filled[c] += count
             left, money = left - count * instance.devices[c], money - count * float(instance.cost[c])
@@ -168,9 +171,10 @@ def _largest(instance: Instance, cuts: Floats, rate: float, fleet: Integers, bou
         return model
 
     linear = solve(relax(build(keep)))
-    bound = min(bound, float(linear["rate"]) * unit)
+    highest = float(linear["rate"]) * unit
+    bound = min(bound, highest)
     assert linear.reduced_costs is not None, "a linear program has reduced costs"
-    worse = linear.reduced_costs["replicas"] * unit < -(bound - rate) - 1e-9 * bound
+    worse = linear.reduced_costs["replicas"] * unit < -(highest - rate) - 1e-9 * highest
     keep = keep[~(worse & (linear["replicas"] < 0.5))]
     known = None if fleet[np.setdiff1d(np.arange(len(fleet)), keep)].any() else {"replicas": fleet[keep]}
     solution = solve(build(keep), solver=search.solver, time_limit_s=search.left_s(), gap=search.gap,

@@ -19,7 +19,7 @@ from workbench.plan import Certificate
 from workbench.spec import about, spec
 
 __all__ = ["Deployment", "Enumeration", "GivenConfiguration", "Objective", "Offer", "Plan", "Problem", "Rate",
-           "SearchSpace", "StageLayout", "Traffic", "Workload", "source_shares"]
+           "SearchSpace", "Simulation", "StageLayout", "Traffic", "Workload", "source_shares"]
 
 Objective = Literal["least-makespan", "least-cost"]
 
@@ -92,6 +92,21 @@ class Enumeration:
 
 
 @spec
+class Simulation:
+    """What wb simulate plays besides the whole demand at once."""
+
+    duration_s: Annotated[float, Gt(0)] = about("Length of the traffic.", default=3600.0)
+    load: Annotated[float, Gt(0)] = about("Offered rate as a share of the rate that the plan promises.", default=0.8)
+    ttft_limit_s: Annotated[float, Gt(0)] | None = about("Limit on time to first token that counts for goodput.",
+                                                         default=None)
+    tpot_limit_s: Annotated[float, Gt(0)] | None = about("Limit on time per output token that counts for goodput.",
+                                                         default=None)
+    e2el_limit_s: Annotated[float, Gt(0)] | None = about("Limit on end-to-end latency that counts for goodput.",
+                                                         default=None)
+    seed: int = about("Seed of arrivals and of the order of requests.", default=0)
+
+
+@spec
 class Problem:
     """Which GPUs to rent, how to group them into replicas, and which replica serves which workload type."""
 
@@ -108,6 +123,7 @@ class Problem:
     configurations: tuple[GivenConfiguration, ...] = about(
         "Replica layouts with known throughputs; with any given, none is enumerated.", default=())
     enumeration: Enumeration = about("Which layouts are considered when none is given.", default=Enumeration())
+    simulation: Simulation = about("Traffic that is simulated on the plan.", default=Simulation())
     relative_gap: Annotated[float, Ge(0)] = about("Distance from the proven bound at which search may stop.",
                                                   default=0.0)
     bisect_tolerance: Annotated[float, Gt(0)] = about("Relative width at which the binary search on T stops.",
