@@ -296,5 +296,6 @@ def test_measured_serving_runs_on_h100_are_near() -> None:
     assert costmodel.mape([j.error("tpot") for j in large]) <= 20
     assert costmodel.mape([j.error("ttft") for j in large]) <= 20
     assert costmodel.mape([j.error("tpot") for j in small]) <= 20
+    assert costmodel.mape([j.error("rate") for j in large]) <= 10, "what the planner uses: requests per second"
     odd = costmodel.waits_for_others([j.row for j in small])
     assert len(odd) > len(small) / 2

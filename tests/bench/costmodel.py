@@ -28,7 +28,7 @@ import numpy as np
 from workbench.costs import open_costs
 from workbench.hardware import load_catalogue
 from workbench.llmcosts import Formats, KernelSteps, Stage
-from workbench.llmrates import kv_capacity_tokens
+from workbench.llmrates import kv_capacity_tokens, throughput
 from workbench.models import load_model
 from workbench.stepcosts import TICKS_PER_S, Chunk, StepModel, ramp_sum
 
@@ -184,9 +184,14 @@ def closed_loop(engine: _Engine, requests: Sequence[_Request], clients: int) -> 
 def lengths(row: Mapping[str, str], rng: np.random.Generator) -> list[_Request]:
     """Requests of one run, as its harness is documented (or assumed)."""
     isl, osl, count = int(row["isl"]), int(row["osl"]), REQUESTS_A_CLIENT * int(float(row["batch_size"]))
-    low = 0.8 if row["model_path"] == "meta-llama/Llama-3.1-70B" else 1.0
+    low = _shortest(row)
     return [_Request(int(rng.integers(int(isl * low), isl + 1)), int(rng.integers(int(osl * low), osl + 1)))
             for _ in range(count)]
+
+
+def _shortest(row: Mapping[str, str]) -> float:
+    """Shortest lengths of a run as a share of the nominal ones."""
+    return 0.8 if row["model_path"] == "meta-llama/Llama-3.1-70B" else 1.0
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,7 @@ class Judged:
     row: Mapping[str, str]
     ttft: float
     tpot: float
+    requests_per_s: float
 
     @property
     def model(self) -> str:
@@ -203,8 +209,23 @@ class Judged:
         return f"{MODELS[self.row['model_path']]} {self.row['backend']} {self.row['gemm_quant_mode'] or 'bf16'}"
 
     def error(self, metric: str) -> float:
-        """Relative error of 'ttft' or 'tpot'."""
+        """Relative error of 'ttft', 'tpot' or 'rate'."""
+        if metric == "rate":
+            return self.requests_per_s / measured_rate(self.row) - 1
         return getattr(self, metric) / float(self.row[f"silicon_{metric}_ms"]) - 1
+
+
+def mean_lengths(row: Mapping[str, str]) -> tuple[float, float]:
+    """Mean input and output tokens of a run."""
+    share = (1 + _shortest(row)) / 2
+    return int(row["isl"]) * share, int(row["osl"]) * share
+
+
+def measured_rate(row: Mapping[str, str]) -> float:
+    """Requests per second that a closed loop must have had (Little's law): clients over their mean response time."""
+    _, outputs = mean_lengths(row)
+    response_ms = float(row["silicon_ttft_ms"]) + float(row["silicon_tpot_ms"]) * (outputs - 1)
+    return float(row["batch_size"]) / response_ms * 1e3
 
 
 def judge(rows: Sequence[Mapping[str, str]]) -> list[Judged]:
@@ -227,7 +248,10 @@ def judge(rows: Sequence[Mapping[str, str]]) -> list[Judged]:
         clients = int(float(row["batch_size"]))
         engine = _Engine(steps=steps, chunked=row["backend"] == "vllm", slots=clients, kv_tokens=kv)
         ttft, tpot = closed_loop(engine, lengths(row, np.random.default_rng(0)), clients)
-        judged.append(Judged(row, ttft, tpot))
+        inputs, outputs = mean_lengths(row)
+        rate = throughput(steps, input_tokens=round(inputs), output_tokens=round(outputs), kv_capacity_tokens=kv,
+                          max_sequences=clients, token_budget=BUDGET).requests_per_s
+        judged.append(Judged(row, ttft, tpot, rate))
     return judged
 
 
@@ -262,16 +286,20 @@ def report() -> str:
         return "aiconfigurator-core is not installed"
     judged = judge(rows)
     odd = waits_for_others([j.row for j in judged])
-    lines = [f"{'model':32} {'TP':>3} {'rows':>5} {'TPOT %':>7} {'TTFT %':>7} {'rows*':>6} {'TTFT* %':>8}"]
+    lines = [f"{'model':32} {'TP':>3} {'rows':>5} {'TPOT %':>7} {'TTFT %':>7} {'rows*':>6} {'TTFT* %':>8} "
+             f"{'h %':>6} {'h bias %':>9}"]
     for model in sorted({j.model for j in judged}):
         mine = [j for j in judged if j.model == model]
         degrees = sorted({int(float(j.row["tp_size"])) for j in mine})
         for label, part in [("all", mine), *((str(d), [j for j in mine if int(float(j.row["tp_size"])) == d])
                                              for d in degrees)]:
             sound = [j for j in part if j.row["id"] not in odd]
-            lines.append(f"{model:32} {label:>3} {len(part):>5} {mape([j.error('tpot') for j in part]):>7.1f} "
-                         f"{mape([j.error('ttft') for j in part]):>7.1f} {len(sound):>6} "
-                         f"{mape([j.error('ttft') for j in sound]):>8.1f}")
+            figures = [mape([j.error("tpot") for j in part]), mape([j.error("ttft") for j in part]), len(sound),
+                       mape([j.error("ttft") for j in sound]), mape([j.error("rate") for j in part]),
+                       100 * float(np.mean([j.error("rate") for j in part]))]
+            lines.append("{:32} {:>3} {:>5} {:>7.1f} {:>7.1f} {:>6} {:>8.1f} {:>6.1f} {:>+9.1f}".format(
+                model, label, len(part), *figures))
+    lines.append("h: requests per second of workbench.llmrates.throughput at the run's batch against Little's law")
     lines.append("* without rows whose measured TTFT grows with the output length (waits_for_others)")
     for reason, count in Counter(filter(None, map(exclusion, rows))).most_common():
         lines.append(f"left out {count:>5}: {reason}")
