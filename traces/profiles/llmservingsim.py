@@ -277,10 +277,12 @@ class ProfiledSteps:
         """Iteration with prompt chunks; see ``StepModel``."""
         if not chunks:
             return self.decode(sequences)(context_tokens)
-        tokens = sum(c.tokens for c in chunks)
+        tokens = pairs = 0
+        for more, before in chunks:
+            tokens += more
+            pairs += more * (2 * before + more)
         context = context_tokens / sequences if sequences else 0.0
-        pairs = sum(c.tokens * (c.history + c.tokens / 2) for c in chunks)
-        history = pairs / tokens - tokens / 2
+        history = (pairs / tokens - tokens) / 2
         seconds = self._attention(tokens, max(history, 0.0), sequences, context)
         if history < 0:
             # Several short prompts attend fewer pairs than one of the same tokens: back along the line in pairs.
@@ -320,30 +322,46 @@ class _Grid4:
         self.axes = [axis.tolist() for axis in axes]
         self._flat: list[float] = values.ravel().tolist()
         self._strides = [math.prod(values.shape[i + 1:]) for i in range(4)]
+        self._found: list[dict[float, tuple[int, int, float]]] = [{}, {}]
 
     def _cell(self, which: int, at: float) -> tuple[int, int, float]:
         """Offset of the cell's lower end, distance to its upper end, and the position between them."""
         axis, stride = self.axes[which], self._strides[which]
-        i = bisect_right(axis, at) - 1
-        if i < 0:
-            return 0, 0, 0.0
-        i = min(i, len(axis) - 2)
-        return i * stride, stride, (at - axis[i]) / (axis[i + 1] - axis[i])
+        i = min(max(bisect_right(axis, at) - 1, 0), len(axis) - 2)
+        return i * stride, stride, max(0.0, (at - axis[i]) / (axis[i + 1] - axis[i]))
 
     def __call__(self, a: float, b: float, c: float, d: float) -> float:
+        # The first and third axis count tokens and requests: few values, asked for again and again.
+        found_a, found_c = self._found
+        cell_a, cell_c = found_a.get(a), found_c.get(c)
+        if cell_a is None:
+            cell_a = found_a[a] = self._cell(0, a)
+        if cell_c is None:
+            cell_c = found_c[c] = self._cell(2, c)
+        offset_d, _, share = self._cell(3, d)
+        low = cell_a[0] + cell_c[0] + offset_d
+        if b <= self.axes[1][0]:
+            return self._plane(low, cell_a, cell_c, share)
+        offset_b, up_b, share_b = self._cell(1, b)
+        near = self._plane(low + offset_b, cell_a, cell_c, share)
+        return near + share_b * (self._plane(low + offset_b + up_b, cell_a, cell_c, share) - near)
+
+    def _plane(self, low: int, cell_a: tuple[int, int, float], cell_c: tuple[int, int, float], share: float) -> float:
+        """At one value of the second axis: the eight corners around a, c and d, whose neighbours lie side by side."""
         flat = self._flat
-        base_a, up_a, share_a = self._cell(0, a)
-        base_b, up_b, share_b = self._cell(1, b)
-        base_c, up_c, share_c = self._cell(2, c)
-        base_d, up_d, share_d = self._cell(3, d)
-        planes = []
-        for i in (base_a, base_a + up_a):
-            lines = []
-            for j in (i + base_b, i + base_b + up_b):
-                low = j + base_c + base_d
-                high = low + up_c
-                first = flat[low] + share_d * (flat[low + up_d] - flat[low])
-                second = flat[high] + share_d * (flat[high + up_d] - flat[high])
-                lines.append(first + share_c * (second - first))
-            planes.append(lines[0] + share_b * (lines[1] - lines[0]))
-        return planes[0] + share_a * (planes[1] - planes[0])
+        _, up_a, share_a = cell_a
+        _, up_c, share_c = cell_c
+        x = flat[low]
+        x += share * (flat[low + 1] - x)
+        y = flat[low + up_c]
+        y += share * (flat[low + up_c + 1] - y)
+        x += share_c * (y - x)
+        if not share_a:
+            return x
+        low += up_a
+        z = flat[low]
+        z += share * (flat[low + 1] - z)
+        y = flat[low + up_c]
+        y += share * (flat[low + up_c + 1] - y)
+        z += share_c * (y - z)
+        return x + share_a * (z - x)
