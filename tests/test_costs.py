@@ -186,6 +186,9 @@ def test_a_fallback_answers_only_what_the_first_model_misses_and_is_counted() ->
     assert [SOURCES[r] for r in ranks] == ["measured", "interpolated"]
     assert costs.shares() == {"measured": 0.25, "interpolated": 0.5, "analytic": 0.25}
     assert set(costs.provenance()) == {"op()", "flat"}
+    assert costs.knots("op", "x") == [1.0, 3.0]
+    with pytest.raises(MissingProfile):
+        costs.knots("other", "x")
     with pytest.raises(MissingProfile):
         FallbackCosts(TableCosts([]), TableCosts([])).cost("op", x=1)
 

@@ -12,13 +12,14 @@ downhill); below its first point the first value stays. Both are flagged as extr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
 import pkgutil
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -501,12 +502,8 @@ class FallbackCosts:
             MissingProfile: none does.
         """
         for model in self._models:
-            ask = getattr(model, "knots", None)
-            if ask is not None:
-                try:
-                    return ask(op, axis, **point)
-                except MissingProfile:
-                    continue
+            with contextlib.suppress(MissingProfile):
+                return _knots(model, op, axis, **point)
         raise MissingProfile(f"no table of {op!r} at this point", keys=[op])
 
     def provenance(self) -> Mapping[str, Provenance]:
@@ -515,6 +512,14 @@ class FallbackCosts:
         for model in reversed(self._models):
             merged.update(model.provenance())
         return merged
+
+
+def _knots(model: CostModel, op: str, axis: str, **point: float | int | str) -> list[float]:
+    """Measured values of ``axis``; models without tables have none, which is a ``MissingProfile``."""
+    ask: Callable[..., list[float]] | None = getattr(model, "knots", None)
+    if ask is None:
+        raise MissingProfile(f"no table of {op!r} at this point", keys=[op])
+    return ask(op, axis, **point)
 
 
 class CountedCosts:
@@ -536,6 +541,10 @@ class CountedCosts:
         for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True):
             self.answers[SOURCES[rank]] += int(count)
         return seconds, ranks
+
+    def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
+        """Measured values of ``axis`` in the inner model; ``MissingProfile`` when it has no such table."""
+        return _knots(self._model, op, axis, **point)
 
     def provenance(self) -> Mapping[str, Provenance]:
         """The inner model's tables."""
