@@ -19,7 +19,7 @@ def fleets(devices: np.ndarray, price: np.ndarray, available: np.ndarray, budget
     ranges = []
     for d, o in zip(devices, cost, strict=True):
         most = min(a // k for a, k in zip(available, d, strict=True) if k)
-        ranges.append(range(min(most, int(budget / o + 1e-9) if o else most) + 1))
+        ranges.append(range(int(min(most, budget / o + 1e-9 if o else most)) + 1))
     for y in itertools.product(*ranges):
         rented = np.array(y) @ devices
         if (rented <= available).all() and rented @ price <= budget * (1 + 1e-12):
