@@ -202,9 +202,11 @@ def _replica(problem: Problem, plan: Plan, deployment: Deployment, costs: MemoCo
     shape = load_model(deployment.model)
     steps = KernelSteps(shape, pipeline(deployment.stages, catalogue), costs, catalogue=catalogue,
                         formats=formats_of(problem, shape), network=options.network)
+    # A round of a pipeline is one micro-batch a stage, each with the engine's whole token budget.
     return ReplicaSpec(step_model=steps, group=deployment.configuration,
                        kv_blocks=int((deployment.kv_tokens or 0) // _BLOCK_TOKENS), block_size=_BLOCK_TOKENS,
-                       max_sequences=options.max_sequences, token_budget=options.token_budget)
+                       max_sequences=options.max_sequences,
+                       token_budget=options.token_budget * len(deployment.stages))
 
 
 # ------------------------------------------------------------------------------------------------------------ demand

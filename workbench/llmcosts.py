@@ -327,13 +327,20 @@ def check_stages(shape: LlmShape, stages: Sequence[Stage], catalogue: Catalogue)
 
 
 def _dealt(chunks: Sequence[Chunk], hands: int) -> list[list[Chunk]]:
-    """Chunks on micro-batches: the largest first, each to the one with the fewest tokens so far."""
+    """Chunks cut into micro-batches of equally many tokens, in order.
+
+    A prompt cut in two is right in a pipeline: every stage sees its first part before the second.
+    """
+    total = sum(c.tokens for c in chunks)
     dealt: list[list[Chunk]] = [[] for _ in range(hands)]
-    load = [0] * hands
-    for chunk in sorted(chunks, key=lambda c: -c.tokens):
-        lightest = load.index(min(load))
-        dealt[lightest].append(chunk)
-        load[lightest] += chunk.tokens
+    done = 0
+    for chunk in chunks:
+        tokens, history = chunk
+        while tokens:
+            hand = done * hands // total
+            taken = min(tokens, -(-total * (hand + 1) // hands) - done)
+            dealt[hand].append(Chunk(taken, history))
+            tokens, history, done = tokens - taken, history + taken, done + taken
     return dealt
 
 
