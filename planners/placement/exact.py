@@ -16,6 +16,7 @@ import numpy as np
 
 from planners.placement.formulation import (
     Assignment,
+    Relaxation,
     assign,
     fleet_model,
     price_scale,
@@ -33,6 +34,8 @@ __all__ = ["Fleet", "Search", "cheapest", "fastest"]
 
 TIE = 1e-6
 _ROUNDS = 200
+# So few candidates are not worth a linear program to leave some out.
+_FEW = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +72,12 @@ class Fleet:
     cuts: Floats = field(repr=False)
 
 
-def fastest(instance: Instance, search: Search) -> Fleet | None:
-    """The fleet of the largest rate within budget and availability; ``None`` when no fleet serves every type."""
-    start = relaxation(instance)
+def fastest(instance: Instance, search: Search, *, linear: Relaxation | None = None) -> Fleet | None:
+    """The fleet of the largest rate within budget and availability; ``None`` when no fleet serves every type.
+
+    ``linear`` is the instance's relaxation where the caller has it already.
+    """
+    start = linear or relaxation(instance)
     if start.rate <= 0:
         return None
     cuts = [values(instance, start.prices)]
@@ -99,7 +105,7 @@ def fastest(instance: Instance, search: Search) -> Fleet | None:
 
 
 def cheapest(instance: Instance, required: float, search: Search, *, cuts: Floats | None = None,
-             start: Integers | None = None) -> Fleet | None:
+             start: Fleet | None = None) -> Fleet | None:
     """The cheapest fleet whose rate is at least ``required``; ``None`` when there is none.
 
     Args:
@@ -107,11 +113,11 @@ def cheapest(instance: Instance, required: float, search: Search, *, cuts: Float
         required: requests/s over all types.
         search: how to search.
         cuts: inequalities [K, C] known already.
-        start: a fleet [C] known to reach the rate.
+        start: a fleet known to reach the rate.
     """
     known = list(cuts) if cuts is not None else [values(instance, relaxation(instance).prices)]
     target = required * (1 - TIE)
-    best = None if start is None else (start, assign(instance, start))
+    best = None if start is None else (start.replicas, start.assignment)
     bound, proven = 0.0, False
     for _ in range(_ROUNDS):
         found = _cheapest_under(instance, np.array(known), target, None if best is None else best[0], search)
@@ -170,12 +176,13 @@ def _largest(instance: Instance, cuts: Floats, rate: float, fleet: Integers, bou
         model.maximise(model["rate"])
         return model
 
-    linear = solve(relax(build(keep)))
-    highest = float(linear["rate"]) * unit
-    bound = min(bound, highest)
-    assert linear.reduced_costs is not None, "a linear program has reduced costs"
-    worse = linear.reduced_costs["replicas"] * unit < -(highest - rate) - 1e-9 * highest
-    keep = keep[~(worse & (linear["replicas"] < 0.5))]
+    if len(keep) > _FEW:
+        linear = solve(relax(build(keep)))
+        highest = float(linear["rate"]) * unit
+        bound = min(bound, highest)
+        assert linear.reduced_costs is not None, "a linear program has reduced costs"
+        worse = linear.reduced_costs["replicas"] * unit < -(highest - rate) - 1e-9 * highest
+        keep = keep[~(worse & (linear["replicas"] < 0.5))]
     known = None if fleet[np.setdiff1d(np.arange(len(fleet)), keep)].any() else {"replicas": fleet[keep]}
     solution = solve(build(keep), solver=search.solver, time_limit_s=search.left_s(), gap=search.gap,
                      seed=search.seed, start=known)
@@ -206,10 +213,10 @@ def _cheapest_under(instance: Instance, cuts: Floats, target: float, fleet: Inte
         model.minimise(whole_prices(instance) @ model["gpus"])
         return model
 
-    linear = solve(relax(build(keep)))
-    if linear.x is None:
-        return None
-    if fleet is not None:
+    if fleet is not None and len(keep) > _FEW:
+        linear = solve(relax(build(keep)))
+        if linear.x is None:
+            return None
         assert linear.reduced_costs is not None, "a linear program has reduced costs"
         room = float(fleet @ instance.cost) * scale - float(linear.objective or 0.0)
         worse = linear.reduced_costs["replicas"] < -room - 1e-9 * (1 + abs(room))
@@ -222,7 +229,7 @@ def _cheapest_under(instance: Instance, cuts: Floats, target: float, fleet: Inte
     if solution.status == "infeasible":
         return None
     if solution.x is None:
-        return (fleet, float(linear.objective or 0.0) / scale, False) if fleet is not None else None
+        return (fleet, 0.0, False) if fleet is not None else None
     y = np.zeros(len(instance.candidates), dtype=np.int64)
     y[keep] = solution["replicas"]
     return y, float(solution.bound or 0.0) / scale, solution.status == "optimal"

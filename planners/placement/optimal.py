@@ -11,7 +11,7 @@ from planners.placement.assembly import assemble, shares_of_work
 from planners.placement.configurations import Candidates, MemoCosts, candidates_of
 from planners.placement.demand import workloads_of
 from planners.placement.exact import Fleet, Search, cheapest, fastest
-from planners.placement.formulation import fleet_model, relaxation, typical_rate, with_work
+from planners.placement.formulation import Relaxation, fleet_model, relaxation, typical_rate, with_work
 from planners.placement.instance import Instance
 from planners.placement.problem import Plan, Problem, Workload
 from planners.placement.shortage import explain
@@ -59,25 +59,30 @@ def exact_plan(ready: Prepared, search: Search) -> Plan:
     """The optimal plan of prepared candidates, with its certificate."""
     start = time.perf_counter()
     problem, instance = ready.problem, ready.candidates.instance
-    fleet = None
-    if servable(instance):
-        fleet = (_cheapest_then_fastest(instance, problem.required_rate_per_s, search)
-                 if problem.required_rate_per_s is not None else _fastest_then_cheapest(instance, search))
+    if not servable(instance):
+        raise no_plan(ready)
+    if problem.required_rate_per_s is None:
+        linear = relaxation(instance)
+        fleet = _fastest_then_cheapest(instance, search, linear)
+        prices = _makespan_prices(instance, linear)
+    else:
+        fleet = _cheapest_then_fastest(instance, problem.required_rate_per_s, search)
+        prices = _cost_prices(instance, problem.required_rate_per_s)
     if fleet is None:
         raise no_plan(ready)
     bound_value = fleet.bound if problem.required_rate_per_s is not None else instance.total_requests / fleet.bound
     return assemble(problem, ready.workloads, ready.candidates, fleet.replicas,
                     shares_of_work(instance, fleet.assignment.work), bound=bound_value,
                     status="optimal" if fleet.proven else "feasible", planner="exact", solver=search.solver,
-                    seconds=time.perf_counter() - start, shadow_prices=shadow_prices(problem, instance))
+                    seconds=time.perf_counter() - start, shadow_prices=prices)
 
 
-def _fastest_then_cheapest(instance: Instance, search: Search) -> Fleet | None:
+def _fastest_then_cheapest(instance: Instance, search: Search, linear: Relaxation) -> Fleet | None:
     """The fastest fleet; among those as fast, the cheapest."""
-    best = fastest(instance, search)
+    best = fastest(instance, search, linear=linear)
     if best is None or search.over():
         return best
-    lean = cheapest(instance, best.assignment.rate, search, cuts=best.cuts, start=best.replicas)
+    lean = cheapest(instance, best.assignment.rate, search, cuts=best.cuts, start=best)
     if lean is None:
         return best
     return Fleet(replicas=lean.replicas, assignment=lean.assignment, cost=lean.cost, bound=best.bound,
@@ -96,20 +101,17 @@ def _cheapest_then_fastest(instance: Instance, required: float, search: Search) 
                  proven=lean.proven, cuts=best.cuts)
 
 
-def shadow_prices(problem: Problem, instance: Instance) -> dict[str, float]:
-    """What one more $/h and one more GPU of each type would buy, from the linear relaxation.
-
-    Seconds of makespan for least-makespan; $/h for least-cost.
-    """
-    if problem.required_rate_per_s is not None:
-        return _cost_prices(instance, problem.required_rate_per_s)
-    linear = relaxation(instance)
+def _makespan_prices(instance: Instance, linear: Relaxation) -> dict[str, float]:
+    """Seconds of makespan that one more $/h, and one more GPU of each type, would save (linear relaxation)."""
+    if linear.rate <= 0:
+        return {}
     per_rate = instance.total_requests / linear.rate**2
     prices = {} if np.isinf(instance.budget) else {"budget_usd_per_h": linear.budget_price * per_rate}
     return prices | {n: float(p) * per_rate for n, p in zip(instance.device_names, linear.device_price, strict=True)}
 
 
 def _cost_prices(instance: Instance, required: float) -> dict[str, float]:
+    """$/h that asking for 1 request/s less, and one more GPU of each type, would save (linear relaxation)."""
     found = fractional_cost(instance, required)
     if found.reduced_costs is None:
         return {}
