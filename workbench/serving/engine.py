@@ -208,10 +208,11 @@ class Replica:
             if planned < self._planned:
                 # The iteration in flight at the decision may be the first of the next piece.
                 following = self._pieces[at + 1:at + 2] if here + self._lag > count else []
-                self._pieces[at:] = [(first, increment, min(here + self._lag, count)),
-                                     *((f, d, 1) for f, d, _ in following)]
+                here = min(here + self._lag, count)
+                self._pieces[at:] = [(first, increment, here), *[(f, d, 1) for f, d, _ in following]]
                 self._planned = planned
-                self._planned_ticks = sum(c * f + d * (c * (c - 1) >> 1) for f, d, c in self._pieces)
+                self._planned_ticks = (elapsed - self._end + here * first + increment * (here * (here - 1) >> 1)
+                                       + (following[0][0] if following else 0))
             return
 
     def _commit(self) -> None:
@@ -342,7 +343,8 @@ class Replica:
                 finished.append(request)
             else:
                 self._stale -= 1
-        finished += [request for request in entering if self._enter(request, last)]
+        if entering:
+            finished += [request for request in entering if self._enter(request, last)]
         if not finished:
             return
         if len(finished) > 1 and self._pool is not None:
@@ -476,6 +478,10 @@ def _along(ramp: Ramp, *, n: int, context: int, count: int) -> list[tuple[int, i
 def _iterations_until(ticks: int, *, first: int, increment: int, most: int) -> int:
     """Fewest of ``most`` iterations that together last at least ``ticks``."""
     low, high = 0, most
+    if increment >= 0 and ticks > 0:
+        # None is shorter than the first, so no more than ``high``; none of those is longer than the last of them.
+        high = min(most, -(-ticks // first))
+        low = -(-ticks // (first + increment * (high - 1)))
     while low < high:
         middle = (low + high) >> 1
         if middle * first + increment * (middle * (middle - 1) >> 1) < ticks:
