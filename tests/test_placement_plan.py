@@ -57,7 +57,8 @@ def test_worked_example_published_plan_takes_the_published_time_and_ours_is_opti
     published = replace(published, deployments=tuple(replace(d, shares=shares[d.configuration])
                                                      for d in published.deployments),
                         makespan_s=28.0 + 2 / 3)
-    published = replace(published, certificate=replace(published.certificate, objective=28.0 + 2 / 3, status="heuristic"))
+    published = replace(published, certificate=replace(published.certificate, objective=28.0 + 2 / 3,
+                                                       status="heuristic"))
     assert placement.check(problem, published) == []  # 28.67 s, recomputed by the checker
     assert plan.certificate.status == "optimal"
     assert plan.certificate.gap == 0
@@ -109,7 +110,7 @@ def test_exact_equals_brute_force_with_several_models_under_one_makespan() -> No
 
 
 def test_least_cost_equals_brute_force() -> None:
-    for seed in range(40):
+    for seed in range(25):
         c = random_case(np.random.default_rng(2000 + seed), types=2, required=True)
         required = c.problem.required_rate_per_s
         assert required is not None
@@ -132,7 +133,7 @@ def test_one_type_one_configuration_is_the_closed_form() -> None:
 
 def test_pruning_never_changes_the_optimum() -> None:
     dropped = 0
-    for seed in range(40):
+    for seed in range(30):
         c = random_case(np.random.default_rng(3000 + seed), types=2)
         whole = build(c.problem, c.problem.workloads, _candidates(c))
         smaller, count = prune(whole)
@@ -142,7 +143,7 @@ def test_pruning_never_changes_the_optimum() -> None:
         if keep:
             part = oracle.least_makespan(c.devices[keep], c.price, c.available, c.budget, c.rate[keep], c.requests)[0]
         assert part == pytest.approx(full, rel=1e-9) or (math.isinf(part) and math.isinf(full))
-    assert dropped > 20  # the test would be empty otherwise
+    assert dropped > 10  # the test would be empty otherwise
 
 
 def _candidates(c: Case) -> list[placement.instance.Candidate]:  # type: ignore[name-defined]
@@ -221,7 +222,7 @@ def _feasible(seed: int, types: int = 2) -> Case | None:
     return c if math.isfinite(best(c)[0]) else None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=seeds, factor=st.floats(0.01, 1000))
 def test_more_requests_take_proportionally_longer_and_faster_replicas_proportionally_less(
         seed: int, factor: float) -> None:
@@ -237,7 +238,7 @@ def test_more_requests_take_proportionally_longer_and_faster_replicas_proportion
     assert placement.plan(fast, NO_COSTS).makespan_s == pytest.approx(base / factor, rel=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=seeds, extra=st.floats(0, 10), which=st.integers(0, 1))
 def test_money_gpus_and_configurations_never_hurt(seed: int, extra: float, which: int) -> None:
     c = _feasible(seed)
@@ -257,7 +258,7 @@ def test_money_gpus_and_configurations_never_hurt(seed: int, extra: float, which
     assert without * (1 + 1e-6) >= placement.plan(c.problem, NO_COSTS).makespan_s
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=seeds)
 def test_two_types_with_equal_throughputs_are_one(seed: int) -> None:
     c = _feasible(seed, types=1)
@@ -466,7 +467,7 @@ def test_a_larger_budget_is_never_slower_along_the_curve() -> None:
     budgets = [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0]
     rows = placement.pareto(worked_example(), NO_COSTS, budgets)
     assert "remark" in rows[0]
-    rates = [r["requests/s"] for r in rows[1:]]
+    rates = [r["rate_per_s"] for r in rows[1:]]
     assert rates == sorted(rates)
     for row in rows[1:]:
         alone = placement.plan(replace(worked_example(), budget_usd_per_h=row["budget_usd_per_h"]), NO_COSTS)
@@ -478,8 +479,8 @@ def test_regret_is_never_negative_and_routing_anew_helps() -> None:
     plan = placement.plan(problem, NO_COSTS)
     rows = placement.robustness(problem, NO_COSTS, plan, noise=0.3, samples=10, rng=np.random.default_rng(0))
     for row in rows:
-        assert row["regret routed anew"] >= -1e-4
-        assert row["regret as planned"] >= row["regret routed anew"] - 1e-9
+        assert row["regret_routed_anew"] >= -1e-4
+        assert row["regret_as_planned"] >= row["regret_routed_anew"] - 1e-9
 
 
 def test_what_one_more_gpu_saves_is_what_planning_with_it_saves() -> None:
