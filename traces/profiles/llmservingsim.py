@@ -277,12 +277,13 @@ class ProfiledSteps:
         """Iteration with prompt chunks; see ``StepModel``."""
         if not chunks:
             return self.decode(sequences)(context_tokens)
-        tokens = pairs = 0
-        for more, before in chunks:
-            tokens += more
-            pairs += more * (2 * before + more)
+        history: float
+        if len(chunks) == 1:
+            tokens, history = chunks[0]
+        else:
+            tokens = sum([c.tokens for c in chunks])
+            history = (sum([t * (2 * h + t) for t, h in chunks]) / tokens - tokens) / 2
         context = context_tokens / sequences if sequences else 0.0
-        history = (pairs / tokens - tokens) / 2
         attention = self._attention(tokens, history, sequences, context)
         if history < 0:
             # Several short prompts attend fewer pairs than one of the same tokens: back along the line in pairs.

@@ -96,26 +96,26 @@ class Replica:
         self._waiting.append(request)
 
     def advance(self, until: int) -> None:
-        """Take every decision that falls before ``until``."""
-        while self.next < until:
-            self._decide()
+        """Take every decision that falls before ``until``.
 
-    def _decide(self) -> None:
-        """Compose the next iteration, or plan a stretch of alike ones, from what is known at ``next``."""
-        if self._planned:
-            self._commit()
-        draining = self._draining
-        if draining and draining[0][0] <= self._step:
-            self._release(self._step)
-        growth = self._growing[self._step % self._block]
-        if growth > self._free:
-            self._preempting_iteration()
-        elif self._waiting or self._partial >= 0:
-            self._prompt_iteration(growth)
-        elif self._n:
-            self._plan()
-        else:
-            self._idle()
+        A decision composes the next iteration, or plans a stretch of alike ones, from what is known at ``next``.
+        """
+        waiting, growing, size = self._waiting, self._growing, self._block
+        while self.next < until:
+            if self._planned:
+                self._commit()
+            step = self._step
+            if self._draining and self._draining[0][0] <= step:
+                self._release(step)
+            growth = growing[step % size]
+            if growth > self._free:
+                self._preempting_iteration()
+            elif waiting or self._partial >= 0:
+                self._prompt_iteration(growth)
+            elif self._n:
+                self._plan()
+            else:
+                self._idle()
 
     def _idle(self) -> None:
         """Nothing to run: wait for the iteration in flight, if any, and then for an arrival."""
@@ -227,7 +227,11 @@ class Replica:
             self._take(early - self._grown)
             self._grown = early
             self._release(step + 1)
-        blocks = self._growth(count) - self._grown
+        at = step % self._block
+        if count <= self._block - at:
+            blocks = sum(self._growing[at:at + count]) - self._grown
+        else:
+            blocks = self._growth(count) - self._grown
         if blocks:
             self._take(blocks)
         self._grown = self._planned = 0
@@ -338,11 +342,15 @@ class Replica:
         finished = []
         while heap and heap[0] < bound:
             request = heappop(heap) % many
-            if not self._stale or ends.get(request) == last:
-                self._leave(request)
-                finished.append(request)
-            else:
+            if self._stale and ends.get(request) != last:
                 self._stale -= 1
+                continue
+            del ends[request]
+            total = self.ledger.total[request]
+            self._n -= 1
+            self._context -= total
+            self._growing[(last + 1 - total) % self._block] -= 1
+            finished.append(request)
         if entering:
             finished += [request for request in entering if self._enter(request, last)]
         if not finished:
@@ -350,9 +358,11 @@ class Replica:
         if len(finished) > 1 and self._pool is not None:
             place = {request: at for at, request in enumerate(self._running)}
             finished.sort(key=place.__getitem__)
-        due = self._step + self._lag
+        due, end, ledger = self._step + self._lag, self._end, self.ledger
         for request in finished:
-            self.ledger.finished(request, self._end)
+            ledger.finish[request] = end // TICKS_PER_PS
+            if ledger.done is not None:
+                heappush(ledger.done, (end, request))
             self._draining.append((due, request))
 
     def _enter(self, request: int, step: int) -> bool:
@@ -374,7 +384,7 @@ class Replica:
         return False
 
     def _leave(self, request: int) -> int:
-        """Take a decoding request out of the batch; its computed tokens."""
+        """Take a decoding request out of the batch before its end; its computed tokens."""
         last, total = self._last.pop(request), self.ledger.total[request]
         computed = total - 1 - last + self._step
         self._n -= 1

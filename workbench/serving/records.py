@@ -8,14 +8,13 @@ Columns are flat machine integers, not objects, so that a million requests fit i
 from __future__ import annotations
 
 from array import array
-from heapq import heappush
 from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.serving.workload import TICKS_PER_PS, Requests
+from workbench.serving.workload import Requests
 
 __all__ = ["NEVER", "Ledger", "StretchSums", "column", "pack_stretch", "stretches", "sums"]
 
@@ -51,12 +50,6 @@ class Ledger:
             self.single_gaps.append(ticks)
         else:
             self.long_gaps.append(ticks)
-
-    def finished(self, request: int, ticks: int) -> None:
-        """The last token of ``request`` came at ``ticks``."""
-        self.finish[request] = ticks // TICKS_PER_PS
-        if self.done is not None:
-            heappush(self.done, (ticks, request))
 
 
 def column(values: array[int]) -> NDArray[Any]:
