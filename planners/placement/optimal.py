@@ -10,7 +10,7 @@ import numpy as np
 from planners.placement.assembly import assemble, shares_of_work
 from planners.placement.configurations import Candidates, MemoCosts, candidates_of
 from planners.placement.demand import workloads_of
-from planners.placement.exact import Fleet, Search, cheapest, fastest
+from planners.placement.exact import Fleet, Search, cheapest, fastest, leanest
 from planners.placement.formulation import Relaxation, fleet_model, relaxation, typical_rate, with_work
 from planners.placement.instance import Instance
 from planners.placement.problem import Plan, Problem, Workload
@@ -80,13 +80,7 @@ def exact_plan(ready: Prepared, search: Search) -> Plan:
 def _fastest_then_cheapest(instance: Instance, search: Search, linear: Relaxation) -> Fleet | None:
     """The fastest fleet; among those as fast, the cheapest."""
     best = fastest(instance, search, linear=linear)
-    if best is None or search.over():
-        return best
-    lean = cheapest(instance, best.assignment.rate, search, cuts=best.cuts, start=best)
-    if lean is None:
-        return best
-    return Fleet(replicas=lean.replicas, assignment=lean.assignment, cost=lean.cost, bound=best.bound,
-                 proven=best.proven, cuts=lean.cuts)
+    return best if best is None or search.over() else leanest(instance, best, search)
 
 
 def _cheapest_then_fastest(instance: Instance, required: float, search: Search) -> Fleet | None:
