@@ -1,12 +1,14 @@
 """From bottlenecks to plans: candidates of several bottlenecks and micro-batches, ranked by simulated iteration time.
 
 A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch only as long as that
-beats the best iteration found. Improvement then changes one stage at a time (micro-batch, k, replicas on idle devices)
+beats the best iteration found. The iteration falls and then rises with the micro-batch (less overhead, longer fill), so
+sizes are tried outwards from the most promising one. Improvement then changes one stage at a time (micro-batch, k, replicas on idle devices)
 and keeps what shortens the simulated iteration.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +20,10 @@ from planners.pipeline.search import Chosen, Probe, Work, smallest_bottleneck
 
 __all__ = ["Ranking", "improve", "rank"]
 
-_RISE = (1.02, 1.05, 1.1, 1.2, 1.35, 1.6)
+_RISE = (1.05, 1.15, 1.4)
+_PATIENCE = 2
+# Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
+_WITHIN = 0.01
 _ROUNDS = 4
 
 
@@ -56,29 +61,51 @@ class Ranking:
 
 
 def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
-    """Candidates of each menu of micro-batches, the most promising menu first."""
+    """Candidates of the menus of micro-batches (ascending): from the most promising one outwards, on each side until
+    ``_PATIENCE`` menus in a row find nothing better."""
     prices, batch = ranking.prices, ranking.prices.problem.batch_samples
     hopes = []
     for menu in menus:
         work = Work(prices, menu)
         hopes.append((batch * max(work.of(root.mask) / prices.cluster.devices, work.largest_op), menu, work))
-    # Small micro-batches fill the pipeline sooner, so among equal hopes they go first.
-    for hope, menu, work in sorted(hopes, key=lambda h: (round(h[0] / min(x[0] for x in hopes), 1), h[1])):
-        if ranking.late() or hope >= ranking.limit:
-            continue
-        if ranking.best is not None and not Probe(prices, root, work, menu, ranking.limit / batch).front():
-            continue
-        found = smallest_bottleneck(prices, root, menu)
-        if found is None:
-            continue
-        least, probe = found
-        _take_front(ranking, probe)
-        floor = least
-        for rise in _RISE:
-            if batch * floor >= ranking.limit or ranking.late():
+    deep = min(_longest_path(prices), prices.cluster.devices)
+    guesses = [hope * (1 + (deep - 1) * menu[0] / batch) for hope, menu, _ in hopes]
+    start = min(range(len(menus)), key=guesses.__getitem__)
+    for side in (range(start, len(menus)), range(start - 1, -1, -1)):
+        failures = 0
+        for m in side:
+            before = ranking.limit
+            hope, menu, work = hopes[m]
+            if not ranking.late() and hope < before:
+                _one_menu(ranking, root, menu, work)
+            if math.isfinite(ranking.limit):
+                failures = 0 if ranking.limit < before else failures + 1
+            if failures == _PATIENCE:
                 break
-            _take_front(ranking, Probe(prices, root, work, menu, least * rise))
-            floor = least * rise
+
+
+def _longest_path(prices: Prices) -> int:
+    """Operators on the longest path."""
+    length: list[int] = []
+    for reads in prices.graph.reads:
+        length.append(1 + max((length[u] for u, _ in reads), default=0))
+    return max(length)
+
+
+def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...], work: Work) -> None:
+    """Plans at the least bottleneck of a menu and somewhat above it."""
+    prices, batch = ranking.prices, ranking.prices.problem.batch_samples
+    found = smallest_bottleneck(prices, root, menu, within=_WITHIN, at_most=ranking.limit / batch)
+    if found is None:
+        return
+    least, probe = found
+    _take_front(ranking, probe)
+    floor = least
+    for rise in _RISE:
+        if batch * floor >= ranking.limit or ranking.late():
+            break
+        floor = least * rise
+        _take_front(ranking, Probe(prices, root, work, menu, floor))
 
 
 def _take_front(ranking: Ranking, probe: Probe) -> None:

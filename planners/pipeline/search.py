@@ -4,8 +4,8 @@ For a bottleneck T the value of (sub-graph, what follows it) is the Pareto front
 stages, devices used); a sub-graph's stages fit the cluster iff the root has an entry with at most |V_D| devices.
 Fewest devices instead of a device count in the state is exact because devices may stay idle, and it is what makes the
 search fast. An interface (i, b) is what the stages before it see of the stages after them (``inflight.need``).
-Stages explored: a run of items of a series; groups of whole branches; such a run together with the tail of a branch
-(and whole branches) that it joins, or with the head of a branch that it forks. k is 1: a larger k only raises i.
+Stages explored: a run of items of a series; groups of whole branches; such a run together with the tail of a branch or
+with whole branches that it joins, and with the head of a branch that it forks. k is 1: a larger k only raises i.
 Branches of different b at one fork are merged into the smallest single interface that asks no less of any predecessor.
 Sub-graphs whose operators cannot fit the devices the rest leaves them (work / T) are cut off.
 """
@@ -77,6 +77,11 @@ class Probe:
         self._register(root)
         self.memo: dict[Any, Front] = {}
         self.fitting: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self.places: dict[tuple[int, Interface], list[tuple[int, int, int]]] = {}
+        self.spans: dict[tuple[int, int, int], int] = {}
+        self.groups: dict[Any, list[tuple[Counts, int, int, int]]] = {}
+        self.vectors: dict[tuple[Counts, int], list[Counts]] = {}
+        self.per_stage = max(menu) * (1 if len(menu) == 1 else 3)
         # asks[b][c]: how much more an interface of micro-batch b can ask of a predecessor than one of c.
         self.asks = {b: {c: max(need(x, 1, 0, b) - need(x, 1, 0, c) for x in menu) for c in menu} for b in menu}
 
@@ -95,6 +100,14 @@ class Probe:
         for item in node.items:
             self._register(item)
 
+    def _span(self, node: Node, lo: int, hi: int) -> int:
+        """Mask of items lo … hi - 1."""
+        key = (node.mask, lo, hi)
+        found = self.spans.get(key)
+        if found is None:
+            found = self.spans[key] = _joined(node, lo, hi)
+        return found
+
     def _fits(self, mask: int, micro: int, held: int) -> int | None:
         """Fewest replicas of a stage within T and memory."""
         key = (mask, micro)
@@ -104,17 +117,24 @@ class Probe:
                                          if o.seconds_per_sample <= self.limit]
         return next((d for d, most in found if most >= held), None)
 
-    def _placed(self, mask: int, following: Interface) -> Iterator[tuple[int, int, int]]:
+    def _placed(self, mask: int, following: Interface) -> list[tuple[int, int, int]]:
         """(in-flight, micro-batch, replicas) of a stage before ``following``."""
-        for b in self.menu:
-            held = b if following is None else rounded(need(b, 1, *following), b, self.batch)
-            replicas = self._fits(mask, b, held)
-            if replicas is not None:
-                yield held, b, replicas
+        key = (mask, following)
+        found = self.places.get(key)
+        if found is None:
+            found = self.places[key] = []
+            for b in self.menu:
+                held = b if following is None else rounded(need(b, 1, *following), b, self.batch)
+                replicas = self._fits(mask, b, held)
+                if replicas is not None:
+                    found.append((held, b, replicas))
+        return found
 
-    def _allowed(self, mask: int) -> float:
-        """Devices a sub-graph may take, given the least that everything else needs."""
-        return self.devices - math.ceil((self.total - self.work.of(mask)) / self.limit - 1e-9)
+    def _allowed(self, mask: int, following: Interface) -> float:
+        """Devices a sub-graph may take, given the least that everything else needs: its work, and a device for each
+        stage on the path that ``following`` begins (one stage raises i by at most ``per_stage`` samples)."""
+        outside = math.ceil((self.total - self.work.of(mask)) / self.limit - 1e-9)
+        return self.devices - max(outside, 0 if following is None else -(-following[0] // self.per_stage))
 
     def _merge(self, a: Interface, b: Interface) -> Interface:
         if a is None or a == b:
@@ -159,8 +179,8 @@ class Probe:
         key = (node.kind, lo, hi, following)
         if key in self.memo:
             return self.memo[key]
-        span = _joined(node, lo, hi)
-        most = self._allowed(span)
+        span = self._span(node, lo, hi)
+        most = self._allowed(span, following)
         out: Front = {}
         if most >= 1:
             self._extend(out, node, lo, hi, 0, following, following, None, most)
@@ -180,8 +200,9 @@ class Probe:
             mask |= node.parts[j].mask
             if self._hopeless(mask):
                 return
+            least = base + math.ceil(self.work.of(self._span(node, lo, j)) / self.limit - 1e-9)
             for held, b, d in self._placed(mask, following):
-                if d + base > most:
+                if d + least > most:
                     continue
                 for k, (devices, choice) in self._chain(node, lo, j, (held, b)).items():
                     if devices + d + base <= most:
@@ -195,37 +216,36 @@ class Probe:
 
     def _join(self, out: Front, node: Node, lo: int, j: int, mask: int, following: Interface, right: Any,
               most: float) -> None:
-        """Stages that take, besides ``mask``, whole branches and the tail of one branch of the fork before item j."""
+        """Stages that take, besides ``mask``, whole branches or the tail of one branch of the fork before item j."""
         fork = node.parts[j - 1]
         counts = tuple(map(len, fork.groups))
         base = 0 if right is None else right[-1]
-        for whole in self._vectors(counts, 0):
-            taken = mask
-            for group, n in zip(fork.groups, whole, strict=True):
-                for position in group[:n]:
-                    taken |= fork.items[position].mask
-            if self._hopeless(taken):
-                continue
+        # Everything from item lo on that this stage or the ones before it still have to take.
+        whole_work = self.work.of(self._span(node, lo, j) | mask)
+        none = (0,) * len(counts)
+        for whole, held, b, d in self._largest(fork, counts, 0, mask, following):
             left = tuple(c - n for c, n in zip(counts, whole, strict=True))
-            if not any(left):
-                continue
-            tails: list[tuple[int, int] | None] = [None] if any(whole) else []
-            tails += [(g, q) for g, c in enumerate(left) if c for q in range(1, len(self._branch(fork, g).parts))]
-            for tail in tails:
-                full = taken
-                if tail is not None:
-                    child = fork.items[fork.groups[tail[0]][whole[tail[0]]]]
-                    full |= _joined(child, tail[1], len(child.parts))
-                    if self._hopeless(full):
-                        continue
-                rest = left if tail is None else _less(left, tail[0])
+            if any(left):
+                self._joined_stage(out, node, lo, j, (held, b), d, base, left, whole, None, right, most)
+        for g in range(len(counts)):
+            child = self._branch(fork, g)
+            for q in range(1, len(child.parts)):
+                full = mask | self._span(child, q, len(child.parts))
+                if not counts[g] or self._hopeless(full):
+                    continue
+                least = base + math.ceil((whole_work - self.work.of(full)) / self.limit - 1e-9)
                 for held, b, d in self._placed(full, following):
-                    if d + base > most:
-                        continue
-                    before = self._before(node, lo, j - 1, rest, tail, (held, b), any(whole))
-                    for k, (devices, choice) in before.items():
-                        if devices + d + base <= most:
-                            self._enter(out, k, devices + d + base, ("join", j, b, d, right, whole, tail, choice))
+                    if d + least <= most:
+                        self._joined_stage(out, node, lo, j, (held, b), d, base, _less(counts, g), none, (g, q), right,
+                                           most)
+
+    def _joined_stage(self, out: Front, node: Node, lo: int, j: int, stage: tuple[int, int], d: int, base: int,
+                      left: Counts, whole: Counts, tail: tuple[int, int] | None, right: Any, most: float) -> None:
+        """Enter a joining stage with what stands before it."""
+        before = self._before(node, lo, j - 1, left, tail, stage, any(whole))
+        for k, (devices, choice) in before.items():
+            if devices + d + base <= most:
+                self._enter(out, k, devices + d + base, ("join", j, stage[1], d, right, whole, tail, choice))
 
     def _before(self, node: Node, lo: int, p: int, counts: Counts, tail: tuple[int, int] | None,
                 following: Interface, seen: bool) -> Front:
@@ -266,7 +286,7 @@ class Probe:
             aside = self._both(others, {None: (0, None)} if is_tail else stub, most)
             aside = self._both(aside, start, most)
             for q in range(1, length + 1):
-                head = _joined(child, 0, q)
+                head = self._span(child, 0, q)
                 if self._hopeless(head):
                     break
                 remainder = self._chain(child, q, length, following)
@@ -290,28 +310,49 @@ class Probe:
             for k, (devices, (first, rest)) in self._both(
                     alone, self._fork(fork, _less(counts, g), following), most).items():
                 self._enter(out, k, devices, ("alone", g, first, rest))
-        for vector in self._vectors(counts, g):
-            if vector[g] == 0 or sum(vector) < 2:
-                continue
-            mask = 0
-            for group, n in zip(fork.groups, vector, strict=True):
-                for position in group[:n]:
-                    mask |= fork.items[position].mask
-            if self._hopeless(mask):
-                continue
+        for vector, held, b, d in self._largest(fork, counts, g, 0, following):
             left = tuple(c - n for c, n in zip(counts, vector, strict=True))
-            for held, b, d in self._placed(mask, following):
-                for k, (devices, rest) in self._fork(fork, left, following).items():
-                    if devices + d <= most:
-                        self._enter(out, self._merge(k, (held, b)), devices + d, ("group", vector, b, d, rest))
+            for k, (devices, rest) in self._fork(fork, left, following).items():
+                if devices + d <= most:
+                    self._enter(out, self._merge(k, (held, b)), devices + d, ("group", vector, b, d, rest))
         self.memo[key] = out = self._pruned(out, most)
         return out
+
+    def _largest(self, fork: Node, counts: Counts, first: int, mask: int,
+                 following: Interface) -> list[tuple[Counts, int, int, int]]:
+        """Stages of ``mask`` and whole branches (number by kind, in-flight, b, replicas); of those alike but for their
+        branches only the largest, since what a stage takes at no cost the others need not hold."""
+        key = ("largest", fork.kind, counts, first, mask, following)
+        if key in self.groups:
+            return self.groups[key]
+        kept: dict[tuple[int, int, int], list[Counts]] = {}
+        for vector in reversed(self._vectors(counts, first)):
+            if vector[first] == 0 and not mask or sum(vector) < (1 if mask else 2):
+                continue
+            taken = mask
+            for group, n in zip(fork.groups, vector, strict=True):
+                for position in group[:n]:
+                    taken |= fork.items[position].mask
+            if self._hopeless(taken):
+                continue
+            for place in self._placed(taken, following):
+                known = kept.setdefault(place, [])
+                if not any(all(n <= m for n, m in zip(vector, other, strict=True)) for other in known):
+                    known.append(vector)
+        self.groups[key] = found = [(v, *place) for place, vectors in kept.items() for v in vectors]
+        return found
 
     def _branch(self, fork: Node, group: int) -> Node:
         return fork.items[fork.groups[group][0]]
 
-    def _vectors(self, counts: Counts, first: int) -> Iterator[Counts]:
+    def _vectors(self, counts: Counts, first: int) -> list[Counts]:
         """Numbers of whole branches by kind; of very many kinds only intervals in the order of the kinds."""
+        key = (counts, first)
+        if key not in self.vectors:
+            self.vectors[key] = list(self._list_vectors(counts, first))
+        return self.vectors[key]
+
+    def _list_vectors(self, counts: Counts, first: int) -> Iterator[Counts]:
         if math.prod(c + 1 for c in counts) <= _MANY_GROUPS // 8:
             yield from _product(counts)
             return
@@ -432,24 +473,31 @@ class _Branches:
         return self.left[group].pop(0)
 
 
-def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...]) -> tuple[float, Probe] | None:
-    """The least T for which stages exist, and its probe; ``None`` when memory or devices allow none at any T."""
+def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, within: float = 0.0,
+                        at_most: float = math.inf) -> tuple[float, Probe] | None:
+    """The least T for which stages exist, to a share ``within`` of it, and its probe; 0 finds the exact optimum.
+
+    ``None`` when memory or devices allow no stages at any T up to ``at_most``.
+    """
     work = Work(prices, menu)
-    low = max(work.of(root.mask) / prices.cluster.devices, work.largest_op) * (1 - 1e-12)
-    if low <= 0:
-        low = 1e-12
-    found: tuple[float, Probe] | None = None
-    high, step = low, 1.02
-    for _ in range(_PROBES):
-        probe = Probe(prices, root, work, menu, high)
-        if found := _achieved(probe):
-            break
-        low, high, step = high, high * step, step * step if step < 4 else step
+    low = max(work.of(root.mask) / prices.cluster.devices, work.largest_op, 1e-12) * (1 - 1e-12)
+    found = None
+    if math.isfinite(at_most):
+        found = _achieved(Probe(prices, root, work, menu, at_most))
+    else:
+        high, step = low, 1.03
+        for _ in range(_PROBES):
+            if found := _achieved(Probe(prices, root, work, menu, high)):
+                break
+            low, high, step = high, high * step, step * step if step < 4 else step
     if found is None:
         return None
     for _ in range(_PROBES):
+        if found[0] - low <= within * found[0]:
+            break
         wide = found[0] - low > _CLOSE * found[0]
-        limit = (low + found[0]) / 2 if wide else found[0] * (1 - 1e-12)
+        # Most of the range is too small: a step from below finds that at little cost.
+        limit = math.sqrt(low * found[0]) if wide else found[0] * (1 - 1e-12)
         if limit <= low:
             break
         better = _achieved(Probe(prices, root, work, menu, limit))
