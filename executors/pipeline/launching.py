@@ -28,6 +28,8 @@ __all__ = ["Launch"]
 
 _POLL_S = 0.02
 _STARTUP_S = 60.0
+# Optimizers load torch._dynamo at their first step: seconds a rank, unless its parent process has it already.
+_PRELOADED = ["executors.pipeline.rank", "torch._dynamo"]
 
 
 class Launch:
@@ -44,7 +46,7 @@ class Launch:
     def run(self, *, watch: Callable[[list[int]], None] | None = None) -> list[list[Done]]:
         """Run all jobs; for each, what its ranks bring back. ``watch`` is given the process ids once they started."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["executors.pipeline.rank"])
+        context.set_forkserver_preload(_PRELOADED)
         with tempfile.TemporaryDirectory() as folder:
             processes = [context.Process(target=_child, args=(rank, self.world, folder, self.jobs), daemon=True)
                          for rank in range(self.world)]
