@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import oracles_pipeline as oracles
 from planners import pipeline
 from planners.pipeline.baselines import downsets, pipedream_stages
 from planners.pipeline.clock import Link, StageGraph, iteration_s
@@ -23,6 +22,7 @@ from planners.pipeline.models import generate
 from planners.pipeline.planning import priced
 from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
 from planners.pipeline.search import smallest_bottleneck
+from tests import oracles_pipeline as oracles
 from workbench.costs import TableCosts, open_costs
 from workbench.errors import Infeasible, MissingProfile, SolverError, SpecError
 
@@ -170,7 +170,7 @@ def test_families_have_the_papers_shapes(family: str, operators: int, parameters
     assert sum(o.weight_bytes for o in made) / 4 == pytest.approx(parameters, rel=0.01)
 
 
-@pytest.mark.parametrize("planner", [p for p in pipeline.PLANNERS])
+@pytest.mark.parametrize("planner", list(pipeline.PLANNERS))
 def test_every_planner_keeps_the_rules(planner: str) -> None:
     for k in range(12):
         rng = np.random.default_rng([7, k])
@@ -255,7 +255,8 @@ def test_check_notices_a_stage_that_is_not_convex() -> None:
     operators = tuple(Operator(name=n, forward_s_per_sample=1e-3, backward_s_per_sample=1e-3) for n in "abc")
     problem = Problem(operators=operators, edges=(Edge(producer="a", consumer="b"), Edge(producer="b", consumer="c")),
                       batch_samples=4, micro_batches=(1,), cluster=Cluster(
-                          devices=2, devices_per_machine=2, memory_bytes=1e9, inside=oracles.FAST, between=oracles.FAST))
+                          devices=2, devices_per_machine=2, memory_bytes=1e9, inside=oracles.FAST,
+                          between=oracles.FAST))
     good = pipeline.plan(problem, NO_COSTS, planner="balance")
     x, y = good.stages[:2]
     bad = dataclasses.replace(good, stages=(dataclasses.replace(x, operators=("a", "c")),
@@ -305,7 +306,8 @@ def test_piper_refuses_the_papers_uno() -> None:
     ("dnn-partitioning/operator/bert_l-3_training.json", "dnn-partitioning", 235),
     ("piper/bert32a100.json", "piper", 37), ("piper/gnmt.json", "piper", 78), ("piper/resnet.json", "piper", 177)])
 def test_public_graphs_load_with_all_their_operators(name: str, kind: str, operators: int) -> None:
-    made, edges = load(FileModel(path=str(Path(str(MIRROR)) / "pipelines" / name), format=kind))  # type: ignore[arg-type]
+    path = str(Path(str(MIRROR)) / "pipelines" / name)
+    made, edges = load(FileModel(path=path, format=kind))  # type: ignore[arg-type]
     graph = build(made, edges)
     assert len(graph) == operators
     tree, _ = decompose(graph)

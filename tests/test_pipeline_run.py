@@ -51,7 +51,8 @@ def model(edges: list[tuple[int, int]], count: int, *, batch: int = 8, seconds: 
         # A single input is kept by the operator that made it (or as received data), joined inputs are a new tensor.
         saved = 4 * (6 + own + (6 * reads if reads > 1 else 0))
         operators.append(Operator(
-            name=f"o{v}", forward_s={n: seconds for n in (1, 2, 4, 8)}, backward_s={n: 2 * seconds for n in (1, 2, 4, 8)},
+            name=f"o{v}", forward_s=dict.fromkeys((1, 2, 4, 8), seconds),
+            backward_s=dict.fromkeys((1, 2, 4, 8), 2 * seconds),
             weight_bytes=4.0 * 6 * (own + 6 * reads + 1), saved_bytes_per_sample=float(saved),
             output_bytes_per_sample=24.0, layer=Layer(kind="dense", inputs=own, width=6)))
     return Problem(operators=tuple(operators), batch_samples=batch, optimizer=optimizer,  # type: ignore[arg-type]

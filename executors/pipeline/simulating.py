@@ -25,7 +25,8 @@ def simulate(problem: Problem, plan: Plan, costs: CostModel) -> Outcome:
                + played.peak_samples(x) / len(s.devices) * s.saved_bytes_per_sample for x, s in enumerate(plan.stages))
     metrics = (
         Metric(name="iteration_s", value=took, unit="s", about="Time of one mini-batch."),
-        Metric(name="samples_per_s", value=problem.batch_samples / took, unit="samples/s", about="Training throughput."),
+        Metric(name="samples_per_s", value=problem.batch_samples / took, unit="samples/s",
+               about="Training throughput."),
         Metric(name="bubble_share", value=1 - busy / (used * took), unit="",
                about="Share of the used devices' time without compute."),
         Metric(name="peak_memory_bytes", value=peak, unit="bytes", about="Largest memory of any device."),

@@ -1,4 +1,4 @@
-"""From chosen stages to a plan: order, flows, devices, schedule, memory, times; and from a plan to words and metrics."""
+"""From chosen stages to a plan (order, flows, devices, schedule, memory, times), and from a plan to words."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def candidate(prices: Prices, found: Draft) -> Candidate | None:
         f, g = prices.compute_s(s.mask, s.micro, s.replicas)
         forward.append(f)
         backward.append(g)
-        inside = together(mine, cluster)
-        reduce.append(ring_s(prices.sums(s.mask).weight_bytes, s.replicas, cluster.inside if inside else cluster.between))
+        ring = cluster.inside if together(mine, cluster) else cluster.between
+        reduce.append(ring_s(prices.sums(s.mask).weight_bytes, s.replicas, ring))
     for (u, v), size in found.flows.items():
         near = together((*devices[u], *devices[v]), cluster)
         link = cluster.inside if near else cluster.between

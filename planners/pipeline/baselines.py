@@ -23,8 +23,8 @@ from planners.pipeline.ranking import Ranking, rank
 from planners.pipeline.search import Chosen
 from workbench.errors import SolverError
 
-__all__ = ["DOWNSETS", "balance", "data_parallel", "downsets", "pipedream", "pipedream_stages", "piper", "piper_stages",
-           "sequential"]
+__all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "line_cuts", "pipedream",
+           "pipedream_stages", "piper", "piper_stages", "sequential"]
 
 DOWNSETS = 40_000
 
@@ -126,6 +126,18 @@ def piper_stages(ranking: Ranking, sets: list[int], micro: int) -> list[Chosen] 
         stages.append(Chosen(high & ~low, micro, d))
         low, m = high, m - d
     return stages
+
+
+def line_cuts(ranking: Ranking) -> None:
+    """PipeDream's stages around the best micro-batch so far, as a stage graph instead of a chain."""
+    if ranking.best is None:
+        return
+    middle = ranking.best.draft.stages[0].micro
+    for b in ranking.prices.problem.menu:
+        if middle // 2 <= b <= 2 * middle and not ranking.late():
+            stages = pipedream_stages(ranking.prices, b)
+            if stages is not None:
+                ranking.take(draft(ranking.prices, stages, sequential=False))
 
 
 def balance(ranking: Ranking) -> None:

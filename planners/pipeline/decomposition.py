@@ -1,4 +1,4 @@
-"""Series-parallel tree of an operator graph (its order: who must come before whom, data edges implied by paths left out).
+"""Series-parallel tree of an operator graph: of its order, so data edges that a path implies do not matter.
 
 series: every operator of a child precedes every operator of the next; parallel: no operator of one child is ordered
 with one of another. A set that is neither contains an N (a->c, b->c, b->d) and is made series by adding order edges

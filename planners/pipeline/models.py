@@ -10,6 +10,7 @@ Deviations: feed-forward towers take inputs of their own width; the tails' lengt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 from planners.pipeline.problem import Edge, Family, Kernel, Layer, Model, Operator
 
@@ -81,17 +82,18 @@ def _concat(name: str, *, width: int, tokens: int = 1) -> Operator:
 
 
 def _dense(name: str, *, inner: int, width: int, own_data: int = 0) -> Operator:
+    row = float(width * FLOAT_BYTES)
     return Operator(name=name, kernels=(Kernel(op="gemm", rows=1, columns=width, inner=inner),
-                                        Kernel(op="elementwise", bytes=2.0 * width * FLOAT_BYTES)),
+                                        Kernel(op="elementwise", bytes=2 * row)),
                     weight_bytes=float((inner + 1) * width * FLOAT_BYTES),
-                    saved_bytes_per_sample=float(width * FLOAT_BYTES), output_bytes_per_sample=float(width * FLOAT_BYTES),
+                    saved_bytes_per_sample=row + own_data * FLOAT_BYTES, output_bytes_per_sample=row,
                     layer=Layer(kind="dense", inputs=own_data, width=width))
 
 
 def _tower(prefix: str, layers: int, width: int) -> Graph:
     names = [f"{prefix}.ff{k}" for k in range(layers)]
     operators = [_dense(name, inner=width, width=width, own_data=0 if k else width) for k, name in enumerate(names)]
-    return operators, [Edge(producer=a, consumer=b) for a, b in zip(names, names[1:], strict=False)]
+    return operators, [Edge(producer=a, consumer=b) for a, b in pairwise(names)]
 
 
 def _joined(parts: list[Graph], widths: list[int], *, tail: int, width: int) -> Graph:
@@ -120,9 +122,10 @@ def _dlrm(m: Model) -> Graph:
     dense = [_tower(f"dense{k}", layers, width) for k in range(branches)]
     size = float(bag * dim * FLOAT_BYTES)
     sparse: list[Graph] = [([Operator(
-        name=f"sparse{k}", kernels=(Kernel(op="elementwise", bytes=2 * size),), weight_bytes=float(rows * dim * FLOAT_BYTES),
-        saved_bytes_per_sample=8.0 * bag, output_bytes_per_sample=size,
-        layer=Layer(kind="embedding", width=bag * dim, rows=rows, bag=bag))], []) for k in range(branches)]
+        name=f"sparse{k}", kernels=(Kernel(op="elementwise", bytes=2 * size),),
+        weight_bytes=float(rows * dim * FLOAT_BYTES), saved_bytes_per_sample=8.0 * bag,
+        output_bytes_per_sample=size, layer=Layer(kind="embedding", width=bag * dim, rows=rows, bag=bag))], [])
+        for k in range(branches)]
     return _joined(dense + sparse, [width] * branches + [bag * dim] * branches, tail=_or(m.tail, 4), width=width)
 
 

@@ -74,6 +74,7 @@ def _search(planner: str, ranking: Ranking, root: Node) -> None:
     menu = ranking.prices.problem.menu
     if planner == "graph":
         rank(ranking, root, [(b,) for b in menu])
+        baselines.line_cuts(ranking)
         improve(ranking)
     elif planner == "graph-uniform":
         rank(ranking, root, [(b,) for b in menu])

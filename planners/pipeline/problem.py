@@ -142,7 +142,7 @@ class Cluster:
 class Run:
     """How ``wb run`` executes the plan on ranks."""
 
-    mode: Literal["compute", "paced"] = about("compute: real layers; paced: sleeps as long as predicted, real messages.",
+    mode: Literal["compute", "paced"] = about("compute: real layers; paced: sleeps instead, real messages.",
                                               default="compute")
     steps: Positive = about("Training steps.", default=2)
     dtype: Literal["fp32", "bf16"] = about("Number format of weights and activations.", default="fp32")

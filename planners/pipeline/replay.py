@@ -48,8 +48,8 @@ def schedule(problem: Problem, plan: Plan) -> list[list[ScheduledTask]]:
         while done["B"] < count:
             for kind, n in turns:
                 top = count if kind == "F" else done["F"]
-                for m in range(done[kind], min(done[kind] + n, top)):
-                    tasks.append(ScheduledTask(x, kind, m * b, (m + 1) * b))
+                tasks += [ScheduledTask(x, kind, m * b, (m + 1) * b)
+                          for m in range(done[kind], min(done[kind] + n, top))]
                 done[kind] = min(done[kind] + n, top)
             turns = [("B", k), ("F", k)]
         out.append(tasks)

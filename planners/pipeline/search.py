@@ -327,7 +327,7 @@ class Probe:
             return self.groups[key]
         kept: dict[tuple[int, int, int], list[Counts]] = {}
         for vector in reversed(self._vectors(counts, first)):
-            if vector[first] == 0 and not mask or sum(vector) < (1 if mask else 2):
+            if (vector[first] == 0 and not mask) or sum(vector) < (1 if mask else 2):
                 continue
             taken = mask
             for group, n in zip(fork.groups, vector, strict=True):

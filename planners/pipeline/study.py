@@ -37,8 +37,8 @@ def _operators(found: Plan) -> int:
 
 
 def _row(name: str, found: Plan, ours: Plan) -> dict[str, Any]:
-    return {"planner": name, "iteration ms": found.iteration_s * 1e3, "times ours": found.iteration_s / ours.iteration_s,
-            "stages": len(found.stages), "depth": depth(found),
+    return {"planner": name, "iteration ms": found.iteration_s * 1e3,
+            "times ours": found.iteration_s / ours.iteration_s, "stages": len(found.stages), "depth": depth(found),
             "devices": sum(len(s.devices) for s in found.stages),
             "micro-batch": " ".join(map(str, sorted({s.micro_batch_samples for s in found.stages}))),
             "peak GB": max(s.memory_bytes for s in found.stages) / 1e9, "search s": found.certificate.seconds}
