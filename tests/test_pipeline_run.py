@@ -55,7 +55,8 @@ def model(edges: list[tuple[int, int]], count: int, *, batch: int = 8, seconds: 
             backward_s=dict.fromkeys((1, 2, 4, 8), 2 * seconds),
             weight_bytes=4.0 * 6 * (own + 6 * reads + 1), saved_bytes_per_sample=float(saved),
             output_bytes_per_sample=24.0, layer=Layer(kind="dense", inputs=own, width=6)))
-    return Problem(operators=tuple(operators), batch_samples=batch, optimizer=optimizer,  # type: ignore[arg-type]
+    return Problem(operators=tuple(operators), batch_samples=batch, micro_batches=(1, 2, 4, 8),
+                   optimizer=optimizer,  # type: ignore[arg-type]
                    edges=tuple(Edge(producer=f"o{u}", consumer=f"o{v}") for u, v in edges),
                    cluster=Cluster(devices=9, devices_per_machine=9, memory_bytes=1e9, inside=oracles.FAST,
                                    between=oracles.FAST), run=Run(**run))  # type: ignore[arg-type]
@@ -193,7 +194,7 @@ def test_200_random_stage_graphs_with_jitter_do_not_block() -> None:
 @pytest.mark.slow
 @needs_torch
 def test_paced_run_takes_the_simulated_time() -> None:
-    problem = model([(0, 1), (2, 3), (1, 4), (3, 4)], 5, batch=16, seconds=20e-3, mode="paced", steps=5)
+    problem = model([(0, 1), (2, 3), (1, 4), (3, 4)], 5, batch=16, seconds=60e-3, mode="paced", steps=4)
     plan = planned(problem, [([v], 1, 1) for v in range(5)])
     took = executor.run(problem, plan, device="cpu")["iteration_s"]
     assert took == pytest.approx(executor.simulate(problem, plan, NO_COSTS)["iteration_s"], rel=0.05)

@@ -148,7 +148,7 @@ def paced(_: CostModel) -> None:
     from tests.test_pipeline_run import model, planned
 
     for count, edges in ((5, [(0, 1), (2, 3), (1, 4), (3, 4)]), (5, [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4)])):
-        problem = model(edges, count, batch=16, seconds=20e-3, mode="paced", steps=6)
+        problem = model(edges, count, batch=16, seconds=60e-3, mode="paced", steps=4)
         plan = planned(problem, [([v], 1, 1) for v in range(count)])
         simulated = executor.simulate(problem, plan, TableCosts(()))["iteration_s"]
         took = executor.run(problem, plan, device="cpu")["iteration_s"]
