@@ -246,21 +246,28 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _traces(args: argparse.Namespace) -> int:
-    from workbench.catalogue import fetch_trace, show_trace, trace_rows
+    import importlib
 
+    catalogue = importlib.import_module("traces.catalogue")
     if args.action == "list":
-        rows = trace_rows()
-        emit(args, rows, lambda: table(rows))
+        rows = catalogue.list_rows()
+        emit(args, rows, lambda: table(rows, ["name", "kind", "rows", "licence", "where", "description"]))
         return 0
     if not args.name:
         raise WorkbenchError(f"wb traces {args.action} wants a name", next_command="wb traces list")
     if args.action == "fetch":
-        path = fetch_trace(args.name)
-        emit(args, {"name": args.name, "path": str(path)}, lambda: str(path))
+        path = str(catalogue.fetch(args.name))
+        emit(args, {"name": args.name, "path": path}, lambda: path)
         return 0
-    shown = show_trace(args.name)
-    emit(args, shown, lambda: table([{"fact": k, "value": v} for k, v in shown.items()]))
+    shown = catalogue.show(args.name)
+    emit(args, shown, lambda: "\n\n".join(facts(shown)))
     return 0
+
+
+def facts(data: dict[str, Any]) -> list[str]:
+    """A mapping for people: its plain values as one table, then each list of rows under its key."""
+    plain = [{"fact": key, "value": value} for key, value in data.items() if not isinstance(value, list)]
+    return [table(plain), *(f"{key}\n{table(value)}" for key, value in data.items() if isinstance(value, list))]
 
 
 def _doctor(args: argparse.Namespace) -> int:
