@@ -32,7 +32,6 @@ BLOCK_S = 1e-3
 _MIN_BLOCKS = 9
 _FOREIGN_SHARE = 0.10
 _STEAL_SHARE = 0.02
-_ATTEMPTS = 3
 _MALLOPT = {"mmap_threshold": (-3, 1 << 30), "trim_threshold": (-1, (1 << 31) - 1)}
 
 
@@ -116,7 +115,7 @@ def fixed_conditions(*, device: str = "cpu", threads: int = 1) -> Iterator[Condi
     available = sorted(os.sched_getaffinity(0)) if bindable else list(range(os.cpu_count() or 1))
     if threads > len(available):
         raise WorkbenchError(f"{threads} threads asked for, {len(available)} CPUs available to this process",
-                             next_command=f"wb profile --set threads={len(available)}")
+                             hint=f"at most {len(available)} can be used here")
     before = torch.get_num_threads()
     cpus = tuple(available[:threads])
     torch.set_num_threads(threads)
@@ -141,16 +140,17 @@ def _keep_freed_memory() -> str:
     return ", ".join(f"{name}={_MALLOPT[name][1]}" for name in done) or "default"
 
 
-def measure(kernel: Callable[[], Any], *, timer: Timer, target: float = 0.02, seconds: float = 1.0) -> Measurement:
+def measure(kernel: Callable[[], Any], *, timer: Timer, target: float = 0.02, seconds: float = 1.0,
+            attempts: int = 3) -> Measurement:
     """Measure one kernel until the median is known to ``target`` (half-width as a share), at most ``seconds`` a try.
 
-    The kernel is called twice before the clock starts (compilation, caches, lazy allocation).
+    The kernel is called twice before the clock starts (compilation, caches, lazy allocation). Of ``attempts`` noisy
+    tries the one with the narrowest interval is kept, marked as noisy.
     """
-    kernel()
-    kernel()
+    timer.block(kernel, 2)
     calls = _calls_a_block(kernel, timer)
     best: Measurement | None = None
-    for _ in range(_ATTEMPTS):
+    for _ in range(attempts):
         found = _once(kernel, timer, calls, target, seconds)
         if found.noise is None:
             return found
