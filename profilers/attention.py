@@ -85,8 +85,8 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype
 
 def _prepare_prefill(point: Point, device: str, rng: np.random.Generator) -> Prepared:
     q = _random(rng, (point["batch"], point["heads"], point["tokens"], point["head_dim"]), device, point["kv_dtype"])
-    k, v = (_random(rng, (point["batch"], point["kv_heads"], point["tokens"], point["head_dim"]), device, point["kv_dtype"])
-            for _ in range(2))
+    shape = (point["batch"], point["kv_heads"], point["tokens"], point["head_dim"])
+    k, v = (_random(rng, shape, device, point["kv_dtype"]) for _ in range(2))
     return Prepared(lambda: prefill(q, k, v))
 
 

@@ -63,7 +63,9 @@ class Measurement:
 
 
 class Timer(Protocol):
-    """Times ``calls`` calls of a kernel on one device."""
+    """Times ``calls`` calls of a kernel on one device; ``processes`` of ours keep CPUs busy meanwhile."""
+
+    processes: int
 
     def block(self, kernel: Callable[[], Any], calls: int) -> float:
         """Seconds for ``calls`` calls, including their completion on the device."""
@@ -72,6 +74,8 @@ class Timer(Protocol):
 
 class CpuTimer:
     """Wall time on the host's monotonic clock."""
+
+    processes = 1
 
     def block(self, kernel: Callable[[], Any], calls: int) -> float:
         """See ``Timer``."""
@@ -83,6 +87,8 @@ class CpuTimer:
 
 class CudaTimer:
     """Time between two events on the current CUDA stream; the host only waits for the last one."""
+
+    processes = 1
 
     def __init__(self) -> None:
         import torch
@@ -179,7 +185,7 @@ def _once(kernel: Callable[[], Any], timer: Timer, calls: int, target: float, se
             middle = statistics.median(blocks)
             if (high - low) / 2 <= target * middle or time.monotonic() > deadline:
                 break
-    noise = activity.complaint()
+    noise = activity.complaint(timer.processes - 1)
     if noise is None and bimodal(blocks):
         noise = "bimodal"
     if noise is None and (high - low) / 2 > target * middle:
@@ -243,14 +249,14 @@ class _Activity:
         own = os.times()
         return _Ticks(time.monotonic(), own.user + own.system, (user + nice + system + irq + soft) / rate, steal / rate)
 
-    def complaint(self) -> str | None:
-        """Why the time since the start cannot be trusted, or ``None``."""
+    def complaint(self, helpers: int) -> str | None:
+        """Why the time since the start cannot be trusted, or ``None``; ``helpers`` more processes are ours."""
         before, now = self._start, self._now()
         if before is None or now is None or now.wall - before.wall < 0.05:
             return None
         capacity = (now.wall - before.wall) * (os.cpu_count() or 1)
         steal = (now.steal - before.steal) / capacity
-        foreign = ((now.busy - before.busy) - (now.own - before.own)) / capacity
+        foreign = ((now.busy - before.busy) - (now.own - before.own)) / capacity - helpers / (os.cpu_count() or 1)
         if steal > _STEAL_SHARE:
             return f"steal {steal:.0%}"
         return f"foreign load {foreign:.0%}" if foreign > _FOREIGN_SHARE else None

@@ -16,6 +16,8 @@ from profilers.harness import bimodal, measure, median_interval
 class ScriptedTimer:
     """A timer whose calls take scripted times."""
 
+    processes = 1
+
     def __init__(self, draw: Callable[[], float]) -> None:
         self.draw = draw
 
