@@ -61,7 +61,7 @@ def codes(x_TH: torch.Tensor, rotations_HLR: torch.Tensor, hashes: int) -> torch
 
 def _codes_by_bits(y_TLR: torch.Tensor) -> torch.Tensor:
     rows, hashes, width = y_TLR.shape
-    at_once = min(rows, _ROWS_AT_ONCE)
+    at_once = max(1, min(rows, _ROWS_AT_ONCE))
     size, top = torch.empty(at_once, hashes, width), torch.empty(at_once, hashes)
     is_top = np.empty((at_once, hashes, width), dtype=bool)
     bits = np.empty(rows * hashes * width // 8, dtype=np.uint8)
