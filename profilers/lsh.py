@@ -51,7 +51,7 @@ def codes(x_TH: torch.Tensor, rotations_HLR: torch.Tensor, hashes: int) -> torch
     times quicker than an arg-max over short rows, and equal to it, ties included.
     """
     y = x_TH.float() @ rotations_HLR
-    y_TLR = y.view(len(y), hashes, -1)
+    y_TLR = y.view(len(y), hashes, y.shape[1] // hashes)
     if y.device.type == "cpu" and y_TLR.shape[-1] in (8, 16, 32, 64):
         return _codes_by_bits(y_TLR)
     place = y_TLR.abs().argmax(-1)

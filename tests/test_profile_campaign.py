@@ -198,3 +198,31 @@ def test_faults_of_wb_profile_are_clear(wb: Any, arguments: list[str], code: int
     found, _, err = wb(*arguments)
     assert found == code
     assert says in err
+
+
+def test_the_report_shows_every_family_under_the_measured_roofs(wb: Any, tmp_path: Path) -> None:
+    """A folder of tables with known rates: 2 GFLOP/s of gemm and 4 GB/s of copies are the roofs on the page."""
+    from workbench.costfiles import save_tables
+    from workbench.costs import Axis, ProfileTable, Provenance
+
+    where = Provenance(id="i", origin="this machine", device="cpu", date="2025-01-01", conditions=("threads=1",))
+    cubes = np.array([[n, k, m] for n in (64, 128) for k in (64, 128) for m in (1, 8)], dtype=float)
+    sizes = np.array([[1 << 20], [1 << 24], [1 << 27]], dtype=float)
+    save_tables(tmp_path / "profiles", [
+        ProfileTable(op="gemm", keys={"device": "cpu", "dtype": "fp32"}, points=cubes, provenance=where, times="log",
+                     axes=tuple(Axis(a, "log") for a in "nkm"), seconds=2 * cubes.prod(axis=1) / 2e9),
+        ProfileTable(op="memory_copy", keys={"device": "cpu"}, points=sizes, provenance=where, times="log",
+                     axes=(Axis("bytes", "log"),), seconds=2 * sizes[:, 0] / 4e9)])
+    code, out, err = wb("profile", "--report", "--json")
+    assert code == 0, err
+    page = Path(json.loads(out)["report"])
+    assert "2.0 GFLOP/s" in page.read_text()
+    assert "4.0 GB/s" in page.read_text()
+    assert {p.name for p in page.parent.glob("*.html")} == {"profile.html", "profile-gemm.html", "profile-memory.html"}
+
+
+def test_a_report_without_peaks_names_what_to_measure(wb: Any, tmp_path: Path) -> None:
+    assert wb("profile", "pq_topk", "--budget", "1s")[0] == 0
+    code, _, err = wb("profile", "--report")
+    assert code == 4
+    assert "next: wb profile gemm memory" in err
