@@ -82,6 +82,8 @@ class Campaign:
             try:
                 self._measure(time.monotonic() + budget_s, journal, say)
             finally:
+                for finish in {s.op.finish for s in self.series if s.op.finish is not None}:
+                    finish()
                 rows = self._save(facts)
         return rows
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from profilers.family import GridAxis, Op, Point, Prepared, Work
 
-__all__ = ["OPS", "call_of"]
+__all__ = ["OPS", "call_of", "close_groups"]
 
 _FLOAT_BYTES = 4
 _PATIENCE = datetime.timedelta(seconds=60)
@@ -65,19 +65,67 @@ def _join(store: str, rank: int, ranks: int, device: str) -> None:
                             world_size=ranks, timeout=_PATIENCE)
 
 
-def _follow(pipe: Connection, store: str, rank: int, ranks: int, device: str, op: str, size_bytes: int) -> None:
-    """What ranks above 0 do: as many calls as they are told, until told to do none.
+def _follow(pipe: Connection, store: str, rank: int, ranks: int, device: str) -> None:
+    """What ranks above 0 do: prepare the call they are told, join in as many as they are told, until told nothing.
 
-    A spawned process inherits the CPUs its parent is bound to; each rank above 0 gets all the others.
+    A spawned process inherits the CPUs its parent is bound to; ranks above 0 get all the others.
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0) or {0})
     _join(store, rank, ranks, device)
-    call = call_of(op, size_bytes, device)
-    while calls := pipe.recv():
-        for _ in range(calls):
+    call: Callable[[], Any] | None = None
+    while (told := pipe.recv()) is not None:
+        if isinstance(told, tuple):
+            op, size_bytes = told
+            call = call_of(op, size_bytes, device)
+            continue
+        assert call is not None
+        for _ in range(told):
             call()
     dist.destroy_process_group()
+
+
+class _Group:
+    """Rank 0's side of spawned ranks; lives from the first point of a campaign to its end."""
+
+    def __init__(self, ranks: int, device: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="wb-ranks-")
+        store = str(Path(self._folder.name) / "store")
+        spawn = multiprocessing.get_context("spawn")
+        pairs = [spawn.Pipe() for _ in range(ranks - 1)]
+        self.pipes = [mine for mine, _ in pairs]
+        self._others = [spawn.Process(target=_follow, args=(theirs, store, rank, ranks, device), daemon=True)
+                        for rank, (_, theirs) in enumerate(pairs, start=1)]
+        for process in self._others:
+            process.start()
+        _join(store, 0, ranks, device)
+
+    def close(self) -> None:
+        """Send the other ranks home."""
+        for pipe in self.pipes:
+            pipe.send(None)
+        dist.destroy_process_group()
+        for process in self._others:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+        self._folder.cleanup()
+
+
+_running: dict[tuple[int, str], _Group] = {}
+
+
+def _group(ranks: int, device: str) -> _Group:
+    if (ranks, device) not in _running:
+        close_groups()
+        _running[ranks, device] = _Group(ranks, device)
+    return _running[ranks, device]
+
+
+def close_groups() -> None:
+    """End the spawned ranks, if there are any."""
+    while _running:
+        _running.popitem()[1].close()
 
 
 class _GroupTimer:
@@ -101,29 +149,10 @@ class _GroupTimer:
 
 def _prepare(op: str) -> Callable[..., Prepared]:
     def prepare(point: Point, device: str, rng: np.random.Generator) -> Prepared:
-        ranks, size = point.get("ranks", 2), point["bytes"]
-        folder = tempfile.TemporaryDirectory(prefix="wb-ranks-")
-        store = str(Path(folder.name) / "store")
-        spawn = multiprocessing.get_context("spawn")
-        pairs = [spawn.Pipe() for _ in range(ranks - 1)]
-        others = [spawn.Process(target=_follow, args=(theirs, store, rank, ranks, device, op, size), daemon=True)
-                  for rank, (_, theirs) in enumerate(pairs, start=1)]
-        for process in others:
-            process.start()
-        _join(store, 0, ranks, device)
-
-        def close() -> None:
-            for mine, _ in pairs:
-                mine.send(0)
-            dist.destroy_process_group()
-            for process in others:
-                process.join(10)
-                if process.is_alive():
-                    process.kill()
-            folder.cleanup()
-
-        return Prepared(call_of(op, size, device), _GroupTimer([mine for mine, _ in pairs], 2 if op == "p2p" else 1),
-                        close)
+        group = _group(point.get("ranks", 2), device)
+        for pipe in group.pipes:
+            pipe.send((op, point["bytes"]))
+        return Prepared(call_of(op, point["bytes"], device), _GroupTimer(group.pipes, 2 if op == "p2p" else 1))
 
     return prepare
 
@@ -141,8 +170,8 @@ def _moved(op: str) -> Callable[[Point], Work]:
 _BYTES = GridAxis("bytes", (1024, 65536, 1 << 20, 1 << 24), step=64)
 OPS = (
     *(Op(name=name, about="collective between ranks of one machine", variants=({"ranks": 2},), axes=(_BYTES,),
-         prepare=_prepare(name), work=_moved(name), devices=("cpu",))
+         prepare=_prepare(name), work=_moved(name), devices=("cpu",), finish=close_groups)
       for name in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")),
     Op(name="p2p", about="one message between two ranks of one machine", axes=(_BYTES,), prepare=_prepare("p2p"),
-       work=_moved("p2p"), devices=("cpu",)),
+       work=_moved("p2p"), devices=("cpu",), finish=close_groups),
 )

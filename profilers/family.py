@@ -56,9 +56,9 @@ class Prepare(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Op:
-    """One measured operation."""
+    """One measured operation; ``finish`` frees what its calls share once a campaign is over."""
 
     name: str
     about: str
@@ -68,6 +68,7 @@ class Op:
     variants: tuple[Mapping[str, str | int], ...] = ({},)
     devices: tuple[str, ...] = ("cpu", "cuda")
     times: Scale = "log"
+    finish: Callable[[], None] | None = None
 
     def table_axes(self) -> tuple[Axis, ...]:
         """The axes as a profile table has them."""

@@ -72,7 +72,7 @@ def peak_of(tables: list[ProfileTable]) -> Peak:
     if absent:
         raise MissingProfile("a roofline needs measured peaks", keys=absent,
                              next_command=f"wb profile {' '.join('memory' if a != 'gemm' else a for a in absent)}")
-    return Peak("measured here", rates["gemm"], rates["memory_copy"])
+    return Peak(name="measured here", flops_per_s=rates["gemm"], bytes_per_s=rates["memory_copy"])
 
 
 def _points(table: ProfileTable) -> list[tuple[dict[str, Any], float]]:

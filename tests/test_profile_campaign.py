@@ -176,6 +176,8 @@ def test_the_least_corner_of_every_op_can_be_prepared_and_run(op: Op, tmp_path: 
         finally:
             if made.close is not None:
                 made.close()
+            if op.finish is not None:
+                op.finish()
     assert not list(tmp_path.iterdir())
 
 
