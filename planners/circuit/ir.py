@@ -12,7 +12,7 @@ a row or column of ``gate.matrix``. Legend: k = qubits of a gate, U = its 2^k x 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -23,8 +23,8 @@ from planners.circuit.gateset import base_matrix, base_qubits
 from workbench.errors import SpecError
 from workbench.spec import about, spec
 
-__all__ = ["TOLERANCE", "Circuit", "Gate", "GateKind", "Structure", "commute", "embed", "from_matrix", "specialise",
-           "without_swaps"]
+__all__ = ["TOLERANCE", "Circuit", "Gate", "GateKind", "Structure", "commute", "embed", "from_matrix", "product_of",
+           "specialise", "structure_of", "without_swaps"]
 
 TOLERANCE = 1e-10
 """Matrix entries below this are zero: far above double rounding of a product of gates, far below any stated angle."""
@@ -108,6 +108,9 @@ class Circuit:
 
     def __post_init__(self) -> None:
         for index, gate in enumerate(self.gates):
+            if not gate.qubits:
+                raise SpecError(f"gate {gate.name} acts on no qubit", where=f"gates.{index}",
+                                hint="fold a global phase into a one-qubit gate")
             if len(set(gate.qubits)) != len(gate.qubits):
                 raise SpecError(f"gate {gate.name} names a qubit twice: {gate.qubits}", where=f"gates.{index}")
             if any(not 0 <= q < self.qubits for q in gate.qubits):
@@ -233,6 +236,16 @@ def embed(matrix: Matrix, positions: tuple[int, ...], count: int) -> Matrix:
     inner = sum(((index >> p & 1) << i for i, p in enumerate(positions)), np.zeros_like(index))
     same_rest = (index[:, None] & ~mask) == (index[None, :] & ~mask)
     return np.where(same_rest, matrix[inner[:, None], inner[None, :]], 0.0)
+
+
+def product_of(gates: Sequence[Gate]) -> Gate:
+    """One gate with the effect of ``gates`` in order."""
+    qubits = tuple(sorted({q for gate in gates for q in gate.qubits}))
+    place = {q: i for i, q in enumerate(qubits)}
+    matrix = np.eye(1 << len(qubits), dtype=np.complex128)
+    for gate in gates:
+        matrix = embed(gate.matrix, tuple(place[q] for q in gate.qubits), len(qubits)) @ matrix
+    return from_matrix(matrix, qubits)
 
 
 def commute(first: Gate, second: Gate) -> bool:

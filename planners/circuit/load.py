@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planners.circuit.ir import Circuit, Gate, embed, from_matrix, without_swaps
-from planners.circuit.problem import Plan, Problem
-from workbench.errors import SpecError
+from planners.circuit.generators import generate
+from planners.circuit.ir import Circuit, product_of, without_swaps
+from planners.circuit.problem import Plan, Problem, Source
+from planners.circuit.qasm import read_qasm
 
 __all__ = ["merge_gates", "planned_circuit", "source_circuit"]
 
@@ -23,10 +24,17 @@ def source_circuit(problem: Problem) -> Circuit:
     Raises:
         SpecError: an unknown family, or a file that is no OpenQASM circuit.
     """
-    source = problem.circuit
-    if source.inline is None:
-        raise SpecError("no reader for this source", where="circuit", allowed=["inline"])
-    return without_swaps(source.inline) if problem.swaps == "relabel" else source.inline
+    circuit = _given(problem.circuit)
+    return without_swaps(circuit) if problem.swaps == "relabel" else circuit
+
+
+def _given(source: Source) -> Circuit:
+    if source.inline is not None:
+        return source.inline
+    if source.file is not None:
+        return read_qasm(source.file)
+    assert source.family is not None and source.qubits is not None  # held by Source itself
+    return generate(source.family, qubits=source.qubits, rng=np.random.default_rng(source.seed), layers=source.layers)
 
 
 def planned_circuit(problem: Problem, plan: Plan) -> Circuit:
@@ -42,13 +50,3 @@ def merge_gates(circuit: Circuit, groups: Sequence[Sequence[int]]) -> Circuit:
     gone = {i for group in groups for i in group[:-1]}
     gates = tuple(product.get(i, gate) for i, gate in enumerate(circuit.gates) if i not in gone)
     return Circuit(name=circuit.name, qubits=circuit.qubits, gates=gates, output=circuit.output)
-
-
-def product_of(gates: Sequence[Gate]) -> Gate:
-    """One gate with the effect of ``gates`` in order."""
-    qubits = tuple(sorted({q for gate in gates for q in gate.qubits}))
-    place = {q: i for i, q in enumerate(qubits)}
-    matrix = np.eye(1 << len(qubits), dtype=np.complex128)
-    for gate in gates:
-        matrix = embed(gate.matrix, tuple(place[q] for q in gate.qubits), len(qubits)) @ matrix
-    return from_matrix(matrix, qubits)
