@@ -88,7 +88,7 @@ def _graphstate(n: int, layers: int | None, rng: Random) -> list[Gate]:
 
 def _phase_ladder(wires: list[int], sign: float) -> list[Gate]:
     """H on each wire, lowest first, and controlled phases of pi/2^d from the wires after it at distance d."""
-    gates = []
+    gates: list[Gate] = []
     for i, q in enumerate(wires):
         gates.extend(_g("cp", wires[j], q, params=(sign * math.pi / 2 ** (i - j),)) for j in range(i))
         gates.append(_g("h", q))
@@ -113,7 +113,7 @@ def _qpeexact(n: int, layers: int | None, rng: Random) -> list[Gate]:
     counting = list(range(1, n))
     phase = 2 * math.pi * (2 * int(rng.integers(0, 2 ** min(n - 2, 40))) + 1) / 2 ** (n - 1)
     kicks = [_g("cp", 0, q, params=(math.remainder(phase * 2**k, 2 * math.pi),)) for k, q in enumerate(counting)]
-    return [*(_g("h", q) for q in counting), _g("x", 0), *kicks, *_phase_ladder(counting, -1.0)]
+    return [*(_g("h", q) for q in counting), _g("x", 0), *kicks, *_phase_ladder(counting[::-1], -1.0)]
 
 
 def _ae(n: int, layers: int | None, rng: Random) -> list[Gate]:
@@ -211,7 +211,7 @@ def _hhl(n: int, layers: int | None, rng: Random) -> list[Gate]:
             gates.append(Gate(name="unitary", qubits=(q, *system), controls=(1,), unitary=inner.unitary))
         return gates
 
-    estimate = [*(_g("h", q) for q in clock), *powers(1), *_phase_ladder(clock, -1.0)]
+    estimate = [*(_g("h", q) for q in clock), *powers(1), *_phase_ladder(clock[::-1], -1.0)]
     back = [*_inverse_of_ladder(clock), *powers(-1), *(_g("h", q) for q in clock)]
     turns = []
     for value in range(1, 1 << clock_count):
@@ -224,7 +224,7 @@ def _hhl(n: int, layers: int | None, rng: Random) -> list[Gate]:
 
 def _inverse_of_ladder(wires: list[int]) -> list[Gate]:
     return [_g(gate.name, *gate.qubits, params=(-p for p in gate.params))
-            for gate in reversed(_phase_ladder(wires, -1.0))]
+            for gate in reversed(_phase_ladder(wires[::-1], -1.0))]
 
 
 def _haar(side: int, rng: Random) -> npt.NDArray[np.complex128]:
