@@ -3,26 +3,79 @@
 A ``CostModel`` answers ``cost(op, **point)``; the answer is never a silent guess: its ``source`` says whether it was
 measured at that very point, interpolated between measured points, extrapolated beyond them, or computed from a
 data sheet. A point nobody measured, with no analytic fallback asked for, is a ``MissingProfile`` error.
+
+``ProfileTable`` holds the measurements of one op under one set of exact keys, over nested and possibly ragged axes.
+Interpolation is multilinear in each axis' own scale, so an answer never leaves the range of its cell's corners and
+monotone data give monotone answers. Above an axis' last point the slope of its last octave goes on (never
+downhill); below its first point the first value stays. Both are flagged as extrapolated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol
+import importlib
+import importlib.util
+import math
+import pkgutil
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from workbench.errors import MissingProfile, SpecError, TraceError, nearest
 from workbench.spec import about, spec
 
-__all__ = ["SOURCES", "Cost", "CostModel", "Provenance", "Source"]
+__all__ = [
+    "SOURCES",
+    "Axis",
+    "Cost",
+    "CostModel",
+    "CountedCosts",
+    "FallbackCosts",
+    "ProfileTable",
+    "Provenance",
+    "Source",
+    "SweepCosts",
+    "TableCosts",
+    "held_out_errors",
+    "open_costs",
+    "sweep",
+    "weaker",
+]
 
 Source = Literal["measured", "interpolated", "extrapolated", "analytic"]
 SOURCES: tuple[Source, ...] = ("measured", "interpolated", "extrapolated", "analytic")
+_RANK = {name: rank for rank, name in enumerate(SOURCES)}
+Scale = Literal["linear", "log"]
+Key = str | int
+# Up to so many points one at a time are quicker than arrays.
+_FEW = 256
+Floats = NDArray[np.float64]
+Ranks = NDArray[np.int8]
+
+
+def weaker(first: Source, second: Source) -> Source:
+    """The less certain of two sources."""
+    return first if _RANK[first] >= _RANK[second] else second
 
 
 class Cost(NamedTuple):
-    """A time and how it is known. Adding two costs keeps the less certain source."""
+    """A time and how it is known; ``plus`` keeps the less certain source."""
 
     seconds: float
     source: Source
+
+    def plus(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        return Cost(self.seconds + other.seconds, weaker(self.source, other.source))
+
+    def times(self, factor: float) -> Cost:
+        """The same operation ``factor`` times."""
+        return Cost(self.seconds * factor, self.source)
 
 
 @spec
@@ -50,3 +103,438 @@ class CostModel(Protocol):
     def provenance(self) -> Mapping[str, Provenance]:
         """The tables behind the answers, by op."""
         ...
+
+
+@runtime_checkable
+class SweepCosts(Protocol):
+    """A cost model that answers many points of one op at once."""
+
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """Times of ``op`` at ``point`` with the arrays of ``over`` (broadcast) in it, and ranks of their sources."""
+        ...
+
+
+def sweep(model: CostModel, op: str, over: Mapping[str, ArrayLike],
+          **point: float | int | str) -> tuple[Floats, Ranks]:
+    """Times of ``op`` over broadcast arrays of some of its axes, and for each the index of its source in ``SOURCES``.
+
+    Raises:
+        MissingProfile: as ``model.cost`` does.
+    """
+    if isinstance(model, SweepCosts):
+        return model.sweep(op, over, **point)
+    grids = np.broadcast_arrays(*(np.asarray(v) for v in over.values()))
+    rows = zip(*(g.ravel().tolist() for g in grids), strict=True)
+    found = [model.cost(op, **point, **dict(zip(over, row, strict=True))) for row in rows]
+    shape = grids[0].shape
+    return (np.array([c.seconds for c in found]).reshape(shape),
+            np.array([_RANK[c.source] for c in found], dtype=np.int8).reshape(shape))
+
+
+class Axis(NamedTuple):
+    """One numeric axis: its name in a point, and the scale in which times are close to straight lines."""
+
+    name: str
+    scale: Scale = "linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileTable:
+    """Measured seconds of one op under one set of exact keys, over nested numeric axes (outermost first).
+
+    ``points`` is (rows, axes) in the axes' own units, ``seconds`` is (rows,). The grid may be ragged: each outer
+    value has its own inner values. A point measured more than once counts with its median.
+
+    Raises:
+        TraceError: shapes disagree, no rows, values that are not finite, a time <= 0, or a log axis with a value <= 0.
+    """
+
+    op: str
+    keys: Mapping[str, Key]
+    axes: tuple[Axis, ...]
+    points: Floats
+    seconds: Floats
+    provenance: Provenance
+    times: Scale = "linear"
+    _index: _Grid = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        points = np.asarray(self.points, dtype=np.float64)
+        seconds = np.asarray(self.seconds, dtype=np.float64)
+        _check_rows(self, points, seconds)
+        points, seconds = _sorted_medians(points, seconds)
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "seconds", seconds)
+        object.__setattr__(self, "_index", _Grid(self.axes, points, seconds, self.times))
+
+    def at(self, *coordinates: float) -> Cost:
+        """Time at one point, coordinates in the order of ``axes``."""
+        seconds, rank = self._index.at(coordinates)
+        return Cost(seconds, SOURCES[rank])
+
+    def many(self, *coordinates: ArrayLike) -> tuple[Floats, Ranks]:
+        """Times at broadcast coordinate arrays, and for each the index of its source in ``SOURCES``."""
+        return self._index.many(coordinates)
+
+    def label(self) -> str:
+        """Op and keys in one short text."""
+        return f"{self.op}({', '.join(f'{k}={v}' for k, v in self.keys.items())})"
+
+
+def _check_rows(table: ProfileTable, points: Floats, seconds: Floats) -> None:
+    where = table.label()
+    if points.ndim != 2 or points.shape != (len(seconds), len(table.axes)) or not table.axes:
+        raise TraceError(f"points have shape {points.shape}, seconds {seconds.shape}, for {len(table.axes)} axes",
+                         where=where)
+    if not len(seconds):
+        raise TraceError("a profile table needs at least one row", where=where)
+    bad = ~np.isfinite(points).all(axis=1) | ~np.isfinite(seconds) | (seconds <= 0)
+    for column, axis in enumerate(table.axes):
+        if axis.scale == "log":
+            bad |= points[:, column] <= 0
+    if bad.any():
+        rows = ", ".join(map(str, np.flatnonzero(bad)[:5]))
+        raise TraceError(f"{int(bad.sum())} impossible rows (first: {rows}): values must be finite, times and log "
+                         "axes above 0", where=where)
+
+
+def _sorted_medians(points: Floats, seconds: Floats) -> tuple[Floats, Floats]:
+    """Rows in lexicographic order of the axes, repeated points merged into their median."""
+    order = np.lexsort((seconds, *points.T[::-1]))
+    points, seconds = points[order], seconds[order]
+    new = np.ones(len(points), dtype=bool)
+    new[1:] = (points[1:] != points[:-1]).any(axis=1)
+    if new.all():
+        return points, seconds
+    first = np.flatnonzero(new)
+    count = np.diff(np.append(first, len(points)))
+    low, high = first + (count - 1) // 2, first + count // 2
+    return points[first], (seconds[low] + seconds[high]) / 2
+
+
+class _Grid:
+    """Nested sorted axes in compressed rows: children of node ``i`` of a level are ``first[i]:first[i+1]`` below it."""
+
+    def __init__(self, axes: tuple[Axis, ...], points: Floats, seconds: Floats, times: Scale) -> None:
+        self.log_axes = tuple(a.scale == "log" for a in axes)
+        self.log_times = times == "log"
+        self.heights = np.log(seconds) if self.log_times else seconds
+        self.values: list[Floats] = []
+        self.firsts: list[NDArray[np.intp]] = []
+        starts = np.zeros(1, dtype=np.intp)
+        new = np.zeros(len(points), dtype=bool)
+        new[0] = True
+        for column in range(len(axes)):
+            new[1:] |= points[1:, column] != points[:-1, column]
+            nodes = np.flatnonzero(new)
+            self.firsts.append(np.append(np.searchsorted(nodes, starts), len(nodes)))
+            self.values.append(points[nodes, column])
+            starts = nodes
+
+    @cached_property
+    def _lists(self) -> tuple[list[list[float]], list[list[int]], list[float]]:
+        return ([v.tolist() for v in self.values], [f.tolist() for f in self.firsts], self.heights.tolist())
+
+    def at(self, x: Sequence[float]) -> tuple[float, int]:
+        values, firsts, heights = self._lists
+        logs, last = self.log_axes, len(values) - 1
+
+        def height(level: int, node: int) -> tuple[float, int]:
+            """Interpolated height below ``node`` of the level above, and the rank of its source."""
+            axis, wanted = values[level], x[level]
+            low, high = firsts[level][node], firsts[level][node + 1]
+            i = bisect_right(axis, wanted, low, high) - 1
+            if i < low or axis[i] == wanted or high - low == 1:
+                i = max(i, low)
+                found, rank = (heights[i], 0) if level == last else height(level + 1, i)
+                return found, rank if axis[i] == wanted else 2
+            beyond = i == high - 1
+            j = i + 1
+            if beyond:
+                j = i
+                i = min(max(bisect_right(axis, axis[j] / 2, low, high) - 1, low), j - 1)
+            left, right = axis[i], axis[j]
+            share = (math.log(wanted / left) / math.log(right / left) if logs[level]
+                     else (wanted - left) / (right - left))
+            if level == last:
+                a, b, rank = heights[i], heights[j], 1
+            else:
+                a, rank_a = height(level + 1, i)
+                b, rank_b = height(level + 1, j)
+                rank = max(1, rank_a, rank_b)
+            if beyond:
+                return max(b, a + share * (b - a)), 2
+            return a + share * (b - a), rank
+
+        found, rank = height(0, 0)
+        return (math.exp(found) if self.log_times else found), rank
+
+    def many(self, coordinates: Sequence[ArrayLike]) -> tuple[Floats, Ranks]:
+        grids = np.broadcast_arrays(*(np.asarray(c, dtype=np.float64) for c in coordinates))
+        flat, shape = [g.ravel() for g in grids], grids[0].shape
+        if flat[0].size <= _FEW:
+            answers = [self.at(row) for row in zip(*(g.tolist() for g in flat), strict=True)]
+            return (np.array([a[0] for a in answers]).reshape(shape),
+                    np.array([a[1] for a in answers], dtype=np.int8).reshape(shape))
+        found, rank = self._heights(0, np.zeros(flat[0].size, dtype=np.intp), flat)
+        return (np.exp(found) if self.log_times else found).reshape(shape), rank.reshape(shape)
+
+    def _heights(self, level: int, node: NDArray[np.intp], x: Sequence[Floats]) -> tuple[Floats, Ranks]:
+        axis, wanted = self.values[level], x[level]
+        low, high = self.firsts[level][node], self.firsts[level][node + 1]
+        raw = _last_at_most(axis, wanted, low, high)
+        i = np.maximum(raw, low)
+        single = (axis[i] == wanted) | (raw < low) | (high - low == 1)
+        beyond = ~single & (raw == high - 1)
+        j = np.where(single | beyond, i, i + 1)
+        octave = np.clip(_last_at_most(axis, axis[j] / 2, low, high), low, np.maximum(j - 1, low))
+        i = np.where(beyond, octave, i)
+        a, rank = self._below(level, i, x)
+        b, rank_b = self._below(level, j, x)
+        left, right = axis[i], axis[j]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = (np.log(wanted / left) / np.log(right / left) if self.log_axes[level]
+                     else (wanted - left) / (right - left))
+        share = np.where(single, 0.0, share)
+        found = a + share * (b - a)
+        found = np.where(beyond, np.maximum(b, found), found)
+        rank = np.where(single, rank, np.maximum(np.maximum(rank, rank_b), 1))
+        outside = beyond | (single & (axis[i] != wanted))
+        return found, np.where(outside, 2, rank).astype(np.int8)
+
+    def _below(self, level: int, node: NDArray[np.intp], x: Sequence[Floats]) -> tuple[Floats, Ranks]:
+        if level == len(self.values) - 1:
+            return self.heights[node], np.zeros(len(node), dtype=np.int8)
+        return self._heights(level + 1, node, x)
+
+
+def _last_at_most(axis: Floats, wanted: Floats, low: NDArray[np.intp], high: NDArray[np.intp]) -> NDArray[np.intp]:
+    """For each query the last index in ``low:high`` whose value is <= ``wanted`` (``low - 1`` if there is none)."""
+    low, high = low.copy(), high.copy()
+    while (open_ := low < high).any():
+        middle = (low + high) // 2
+        right = open_ & (axis[np.minimum(middle, len(axis) - 1)] <= wanted)
+        low = np.where(right, middle + 1, low)
+        high = np.where(open_ & ~right, middle, high)
+    return low - 1
+
+
+def held_out_errors(table: ProfileTable, axis: str) -> Floats:
+    """Relative errors of predicting each interior value of ``axis`` from a table without it (one per row held out).
+
+    Raises:
+        SpecError: the table has no such axis.
+    """
+    names = [a.name for a in table.axes]
+    if axis not in names:
+        raise SpecError(f"{table.label()} has no axis {axis!r}", allowed=names)
+    column = table.points[:, names.index(axis)]
+    errors = []
+    for value in np.unique(column)[1:-1]:
+        held = column == value
+        rest = ProfileTable(op=table.op, keys=table.keys, axes=table.axes, points=table.points[~held],
+                            seconds=table.seconds[~held], provenance=table.provenance, times=table.times)
+        predicted, rank = rest.many(*table.points[held].T)
+        inside = rank <= _RANK["interpolated"]
+        errors.append(predicted[inside] / table.seconds[held][inside] - 1)
+    return np.concatenate(errors) if errors else np.empty(0)
+
+
+class TableCosts:
+    """Costs from many profile tables; a point is answered by the table whose keys it matches exactly.
+
+    Args:
+        tables: at most one per op and keys; later ones replace earlier ones.
+        next_command: what to type when a point is missing; ``{op}`` is replaced by the op's name.
+    """
+
+    def __init__(self, tables: Iterable[ProfileTable], *, next_command: str = "wb profile {op}") -> None:
+        self._next_command = next_command
+        self._by_op: dict[str, dict[tuple[str, ...], dict[tuple[Key, ...], ProfileTable]]] = {}
+        for table in tables:
+            self.add(table)
+
+    def add(self, table: ProfileTable) -> None:
+        """Take in one more table."""
+        names = tuple(sorted(table.keys))
+        by_keys = self._by_op.setdefault(table.op, {}).setdefault(names, {})
+        by_keys[tuple(table.keys[n] for n in names)] = table
+
+    def tables(self) -> list[ProfileTable]:
+        """Every table, by op and keys in order of arrival."""
+        return [t for by_names in self._by_op.values() for by_keys in by_names.values() for t in by_keys.values()]
+
+    def table(self, op: str, point: Mapping[str, Any]) -> ProfileTable:
+        """The table that answers ``op`` at ``point``.
+
+        Raises:
+            MissingProfile: there is none.
+        """
+        for names, by_keys in self._by_op.get(op, {}).items():
+            try:
+                return by_keys[tuple(point[n] for n in names)]
+            except KeyError:
+                continue
+        raise self._missing(op, point)
+
+    def cost(self, op: str, **point: float | int | str) -> Cost:
+        """Time of ``op`` at ``point``; see ``CostModel``."""
+        table = self.table(op, point)
+        return table.at(*self._coordinates(table, point))
+
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """Times of ``op`` over arrays of some axes; see ``SweepCosts``."""
+        everything = {**point, **over}
+        table = self.table(op, everything)
+        return table.many(*self._coordinates(table, everything))
+
+    def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
+        """The values of ``axis`` at which the table that answers ``op`` at ``point`` was measured, sorted.
+
+        Raises:
+            MissingProfile: there is no such table; ``SpecError`` when it has no such axis.
+        """
+        table = self.table(op, point)
+        names = [a.name for a in table.axes]
+        if axis not in names:
+            raise SpecError(f"{table.label()} has no axis {axis!r}", allowed=names)
+        return np.unique(table.points[:, names.index(axis)]).tolist()
+
+    @staticmethod
+    def _coordinates(table: ProfileTable, point: Mapping[str, Any]) -> list[Any]:
+        names = [a.name for a in table.axes]
+        if len(point) != len(names) + len(table.keys) or not all(n in point for n in names):
+            strange = sorted(set(point) - set(names) - set(table.keys))
+            absent = sorted(set(names) - set(point))
+            raise SpecError(f"{table.label()} was asked at {sorted(point)}",
+                            allowed=[*table.keys, *names],
+                            hint="; ".join(part for part in (
+                                f"no value for {', '.join(absent)}" if absent else "",
+                                f"it does not depend on {', '.join(strange)}" if strange else "") if part))
+        return [point[n] for n in names]
+
+    def provenance(self) -> Mapping[str, Provenance]:
+        """The tables behind the answers; several tables of one op are told apart by their keys."""
+        return {t.label(): t.provenance for t in self.tables()}
+
+    def _missing(self, op: str, point: Mapping[str, Any]) -> MissingProfile:
+        asked = f"{op}({', '.join(f'{k}={v}' for k, v in point.items())})"
+        command = self._next_command.format(op=op)
+        if op not in self._by_op:
+            close = nearest(op, self._by_op)
+            return MissingProfile(f"no profile of op {op!r}", keys=[asked], allowed=sorted(self._by_op),
+                                  hint=f"did you mean {close!r}?" if close else None, next_command=command)
+        faults = []
+        for names, by_keys in self._by_op[op].items():
+            known = {n: sorted({k[i] for k in by_keys}, key=str) for i, n in enumerate(names)}
+            for n in names:
+                if point.get(n) not in known[n]:
+                    close = nearest(str(point.get(n)), map(str, known[n]))
+                    listed = ", ".join(map(str, known[n][:12]))
+                    faults.append(f"{n}={point.get(n)} is not among {listed}" + (f"; nearest {close}" if close else ""))
+        hint = "; or ".join(dict.fromkeys(faults)) or "each key is known, this combination of them is not"
+        return MissingProfile(f"no profile of {op!r} with these keys", keys=[asked], hint=hint, next_command=command)
+
+
+class FallbackCosts:
+    """First answer wins: measured tables first, then what was explicitly asked for (usually the analytic roofline)."""
+
+    def __init__(self, *models: CostModel) -> None:
+        self._models = models
+
+    def cost(self, op: str, **point: float | int | str) -> Cost:
+        """Time of ``op`` at ``point`` by the first model that knows it.
+
+        Raises:
+            MissingProfile: none does; the first model's complaint, which lists what was measured.
+        """
+        complaint: MissingProfile | None = None
+        for model in self._models:
+            try:
+                return model.cost(op, **point)
+            except MissingProfile as error:
+                complaint = complaint or error
+        raise complaint or MissingProfile("no cost model to ask", keys=[op])
+
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """Times of ``op`` over arrays by the first model that knows it; see ``SweepCosts``."""
+        complaint: MissingProfile | None = None
+        for model in self._models:
+            try:
+                return sweep(model, op, over, **point)
+            except MissingProfile as error:
+                complaint = complaint or error
+        raise complaint or MissingProfile("no cost model to ask", keys=[op])
+
+    def provenance(self) -> Mapping[str, Provenance]:
+        """The tables of all models; the first one's names win."""
+        merged: dict[str, Provenance] = {}
+        for model in reversed(self._models):
+            merged.update(model.provenance())
+        return merged
+
+
+class CountedCosts:
+    """A cost model that remembers how its answers were known, for the shares a plan reports."""
+
+    def __init__(self, model: CostModel) -> None:
+        self._model = model
+        self.answers: Counter[Source] = Counter()
+
+    def cost(self, op: str, **point: float | int | str) -> Cost:
+        """The inner model's answer, counted."""
+        found = self._model.cost(op, **point)
+        self.answers[found.source] += 1
+        return found
+
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """The inner model's answers, counted; see ``SweepCosts``."""
+        seconds, ranks = sweep(self._model, op, over, **point)
+        for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True):
+            self.answers[SOURCES[rank]] += int(count)
+        return seconds, ranks
+
+    def provenance(self) -> Mapping[str, Provenance]:
+        """The inner model's tables."""
+        return self._model.provenance()
+
+    def shares(self) -> dict[Source, float]:
+        """Share of the answers by source (sums to 1; empty when nothing was asked)."""
+        total = sum(self.answers.values())
+        return {s: self.answers[s] / total for s in SOURCES if self.answers[s]}
+
+
+SOURCES_PACKAGE = "traces.profiles"
+
+
+def open_costs(section: Mapping[str, Any]) -> CostModel:
+    """The cost model of a spec's ``[costs]`` section: ``source`` names a module of ``traces/profiles``.
+
+    The module has a spec class ``Options`` and a function ``open(options)``. The key ``fallback = "analytic"``
+    (any source's name) is taken here: it answers what the first source does not know.
+
+    Raises:
+        SpecError: no such source (names the nearest), or its options are wrong.
+    """
+    from workbench.spec import parse
+
+    options = dict(section)
+    fallback = options.pop("fallback", None)
+    name = options.pop("source", None)
+    module = _source_module(name)
+    model: CostModel = module.open(parse(module.Options, options, where="costs"))
+    if fallback is None:
+        return model
+    second = _source_module(fallback)
+    return FallbackCosts(model, second.open(parse(second.Options, {}, where="costs.fallback")))
+
+
+def _source_module(name: Any) -> Any:
+    package = importlib.util.find_spec(SOURCES_PACKAGE)
+    folders = list(package.submodule_search_locations or []) if package else []
+    known = sorted(m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_"))
+    if name not in known:
+        close = nearest(str(name), known)
+        raise SpecError("a cost source is needed" if name is None else f"no cost source is called {name!r}",
+                        where="costs.source", allowed=known, hint=f"did you mean {close!r}?" if close else None)
+    return importlib.import_module(f"{SOURCES_PACKAGE}.{name}")

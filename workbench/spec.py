@@ -7,6 +7,7 @@ pydantic is loaded only when something is validated, so that ``wb --help`` stays
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -99,7 +100,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
 def set_keys(data: dict[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:
     """Apply ``--set a.b=value`` assignments (values in TOML syntax; bare words are strings) to a copy of ``data``."""
-    result = json.loads(json.dumps(data, default=str)) if assignments else dict(data)
+    result = copy.deepcopy(data)
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign or not key.strip():
@@ -111,24 +112,22 @@ def set_keys(data: dict[str, Any], assignments: typing.Iterable[str]) -> dict[st
         *parents, last = key.strip().split(".")
         node: Any = result
         for part in parents:
-            node = node.setdefault(part, {}) if isinstance(node, dict) else _step(node, part, key)
-        if isinstance(node, list):
-            node[_index(node, last, key)] = value
-        else:
-            node[last] = value
+            if isinstance(node, dict):
+                node.setdefault(part, {})
+            node = node[_slot(node, part, key)]
+        node[_slot(node, last, key)] = value
     return result
 
 
-def _index(node: list[Any], part: str, key: str) -> int:
+def _slot(node: Any, part: str, key: str) -> str | int:
+    """Where ``part`` of the key path points in ``node``: a table's key or a list's index."""
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise SpecError(f"--set {key}: {part!r} lies below a value that is neither a table nor a list")
     if not part.isdigit() or int(part) >= len(node):
         raise SpecError(f"--set {key}: {part!r} is not an index of a list of {len(node)}")
     return int(part)
-
-
-def _step(node: Any, part: str, key: str) -> Any:
-    if not isinstance(node, list):
-        raise SpecError(f"--set {key}: {part!r} lies below a value that is neither a table nor a list")
-    return node[_index(node, part, key)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from workbench.costs import Source
 
-__all__ = ["TICKS_PER_S", "Chunk", "Ramp", "StepModel", "to_ticks"]
+__all__ = ["TICKS_PER_S", "Chunk", "Ramp", "StepModel", "ramp_maximum", "ramp_sum", "to_ticks"]
 
 TICKS_PER_S = 10**15
 
@@ -39,6 +39,46 @@ class Ramp(NamedTuple):
         """Value at ``k`` >= 0."""
         i = bisect_right(self.start, k) - 1
         return self.base[i] + self.slope[i] * (k - self.start[i])
+
+
+def ramp_sum(ramp: Ramp, first: int, step: int, count: int) -> int:
+    """``sum(ramp(first + i * step) for i in range(count))`` in closed form (first >= 0, step >= 0), exactly."""
+    if step == 0:
+        return count * ramp(first)
+    total, done = 0, 0
+    piece = bisect_right(ramp.start, first) - 1
+    while done < count:
+        end = ramp.start[piece + 1] if piece + 1 < len(ramp.start) else None
+        upto = count if end is None else min(count, -(-(end - first) // step))
+        steps = upto - done
+        offset = steps * (first - ramp.start[piece]) + step * (upto * (upto - 1) - done * (done - 1)) // 2
+        total += steps * ramp.base[piece] + ramp.slope[piece] * offset
+        done, piece = max(done, upto), piece + 1
+    return total
+
+
+def ramp_maximum(ramps: Sequence[Ramp]) -> Ramp:
+    """The pointwise largest of ``ramps`` at every whole ``k``, as one ramp."""
+    if len(ramps) == 1:
+        return ramps[0]
+    starts = sorted({s for r in ramps for s in r.start})
+    start: list[int] = []
+    base: list[int] = []
+    slope: list[int] = []
+    for k, end in zip(starts, [*starts[1:], None], strict=True):
+        lines = [(r(k), r.slope[bisect_right(r.start, k) - 1]) for r in ramps]
+        at: int | None = k
+        while at is not None:
+            height, rise = max((b + s * (at - k), s) for b, s in lines)
+            start.append(at)
+            base.append(height)
+            slope.append(rise)
+            # The next whole point at which a steeper line lies strictly above this one.
+            crossings = [at + (height - (b + s * (at - k))) // (s - rise) + 1 for b, s in lines if s > rise]
+            at = min(crossings, default=None)
+            if at is not None and end is not None and at >= end:
+                at = None
+    return Ramp(tuple(start), tuple(base), tuple(slope))
 
 
 class Chunk(NamedTuple):

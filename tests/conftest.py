@@ -1,0 +1,81 @@
+"""Shared fixtures: a small spec that needs no tables, and a runner of ``wb`` in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Section 4.2 of arXiv 2502.00722: three GPU types, two workload types, every throughput given.
+SMALL_SPEC = """
+study = "placement"
+budget_usd_per_h = 8.0
+
+[[devices]]
+name = "t1"
+available = 2
+price_usd_per_h = 4.0
+[[devices]]
+name = "t2"
+available = 2
+price_usd_per_h = 2.0
+[[devices]]
+name = "t3"
+available = 2
+price_usd_per_h = 2.0
+
+[[workloads]]
+name = "w1"
+model = "m"
+requests = 80
+[[workloads]]
+name = "w2"
+model = "m"
+requests = 20
+
+[[configurations]]
+name = "t1"
+model = "m"
+devices = { t1 = 1 }
+throughputs_per_s = { w1 = 1.0, w2 = 1.2 }
+[[configurations]]
+name = "t2"
+model = "m"
+devices = { t2 = 1 }
+throughputs_per_s = { w1 = 0.9, w2 = 0.9 }
+[[configurations]]
+name = "t3"
+model = "m"
+devices = { t3 = 1 }
+throughputs_per_s = { w1 = 0.3, w2 = 0.5 }
+[[configurations]]
+name = "TP2 x t2"
+model = "m"
+devices = { t2 = 2 }
+throughputs_per_s = { w1 = 2.4, w2 = 1.5 }
+"""
+
+
+@pytest.fixture
+def small_spec(tmp_path: Path) -> Path:
+    """A placement problem with given throughputs, as a file."""
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL_SPEC)
+    return path
+
+
+@pytest.fixture
+def wb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+       tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Run ``wb`` with arguments in a folder of its own: (exit code, stdout, stderr)."""
+    from workbench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main(arguments)
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call

@@ -1,0 +1,352 @@
+"""``wb``: the arrows of the picture as verbs.
+
+stdout is data, stderr is talk; ``--json`` gives data for programs. Exit codes: 0 done, 1 a workbench error,
+2 bad spec or input, 3 infeasible, 4 missing profile, 5 check failed, 6 solver, 7 not built yet, 130 interrupted.
+Nothing heavy is imported here: each verb imports what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from workbench import __version__
+from workbench.errors import WorkbenchError
+
+__all__ = ["main", "parser"]
+
+Verb = Callable[[argparse.Namespace], int]
+
+
+def say(text: str) -> None:
+    """Talk, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(args: argparse.Namespace, data: Any, text: Callable[[], str]) -> None:
+    """Data, on stdout: as JSON when asked for, else as text."""
+    print(json.dumps(data, indent=1, default=_jsonable) if args.json else text())
+
+
+def _jsonable(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def number(value: Any) -> str:
+    """A cell for people: four significant digits, thousands separated, blank for absent."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Iterable[str] | None = None) -> str:
+    """Rows as an aligned text table; columns of numbers are right-aligned."""
+    if not rows:
+        return "(nothing)"
+    names = list(columns) if columns is not None else list(dict.fromkeys(k for row in rows for k in row))
+    cells = [[number(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
+    right = [all(isinstance(row.get(name), (int, float, type(None))) for row in rows) for name in names]
+
+    def line(parts: Sequence[str]) -> str:
+        padded = (p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(names), line(["-" * w for w in widths]), *map(line, cells)])
+
+
+def _list(args: argparse.Namespace) -> int:
+    from workbench import study
+
+    rows = []
+    for name in study.names():
+        found = study.load(name)
+        rows.append({"study": name, "plans": found.title.removeprefix(name + ": "),
+                     "planners": ", ".join(found.planner.PLANNERS),
+                     "executor": "yes" if found.has_executor() else "no"})
+    emit(args, rows, lambda: table(rows))
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from workbench import study
+    from workbench.job import PlannerChoice
+    from workbench.spec import fields_of
+    from workbench.sweep import Sweep
+
+    planner = study.load(args.study).planner
+    rows = [{"key": f.path, "type": f.type, "default": f.default, "about": f.about}
+            for f in [*fields_of(planner.Problem), *fields_of(PlannerChoice, "planner."), *fields_of(Sweep, "sweep.")]]
+    data = {"study": args.study, "fields": rows, "planners": dict(planner.PLANNERS)}
+
+    def text() -> str:
+        listed = table([{"planner": k, "does": v} for k, v in planner.PLANNERS.items()])
+        return f'study = "{args.study}"\n\n{table(rows)}\n\n{listed}'
+
+    emit(args, data, text)
+    return 0
+
+
+def _planned(args: argparse.Namespace, *, anew: bool) -> tuple[Any, Any, Any]:
+    """(job, run folder, plan) of the spec or run folder asked for; plans unless a stored plan may be reused."""
+    from pathlib import Path
+
+    from workbench import runs
+    from workbench.job import open_job
+
+    if (Path(args.spec) / "spec.json").exists():
+        folder = runs.RunFolder(Path(args.spec))
+        job = folder.job()
+    else:
+        job = open_job(args.spec, args.set)
+        folder = runs.RunFolder.of(job, args.runs)
+    if folder.has("plan.json") and not anew:
+        plan = folder.load_plan(job)
+    else:
+        say(f"planning {job.study.name} with {job.planner.name or next(iter(job.study.planner.PLANNERS))} …")
+        plan = job.plan()
+        job.check(plan)
+        folder.save_plan(job, plan)
+    return job, folder, plan
+
+
+def _plan(args: argparse.Namespace) -> int:
+    job, folder, plan = _planned(args, anew=True)
+    _show_plan(args, job, folder, plan)
+    return 0
+
+
+def _show_plan(args: argparse.Namespace, job: Any, folder: Any, plan: Any) -> None:
+    from workbench.spec import dump
+
+    planner = job.study.planner
+    metrics = planner.predicted(job.problem, plan)
+
+    def text() -> str:
+        parts = [table(planner.decision(plan)), plan.certificate.line(),
+                 table([{"metric": m.name, "predicted": m.value, "unit": m.unit} for m in metrics])]
+        return "\n\n".join(parts)
+
+    emit(args, {"run": str(folder.path), "plan": dump(plan)}, text)
+    say(f"plan: {folder.path / 'plan.json'}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    job, folder, plan = _planned(args, anew=False)
+    job.check(plan)
+    emit(args, {"run": str(folder.path), "violations": []},
+         lambda: f"no violations; {plan.certificate.line()}")
+    return 0
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    job, folder, plan = _planned(args, anew=False)
+    say("simulating …")
+    outcome = job.simulate(plan)
+    folder.save_outcome(outcome)
+    _show_outcomes(args, job, folder, plan)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    job, folder, plan = _planned(args, anew=False)
+    outcome = job.run(plan, args.device)
+    folder.save_outcome(outcome)
+    _show_outcomes(args, job, folder, plan)
+    return 0
+
+
+def _show_outcomes(args: argparse.Namespace, job: Any, folder: Any, plan: Any) -> None:
+    from workbench.outcome import side_by_side
+
+    outcomes = [o for o in (folder.load_outcome(c) for c in ("simulated", "measured")) if o is not None]
+    rows = side_by_side(job.study.planner.predicted(job.problem, plan), *outcomes)
+    present = ["predicted", *(o.clock for o in outcomes)]
+    emit(args, {"run": str(folder.path), "metrics": rows}, lambda: table(rows, ["metric", *present, "unit"]))
+    say(f"run folder: {folder.path}")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from workbench.pages import write_page
+
+    job, folder, plan = _planned(args, anew=False)
+    if not folder.has("simulated.json"):
+        say("simulating …")
+        folder.save_outcome(job.simulate(plan))
+    say("writing the report …")
+    page = write_page(job, folder, plan)
+    if args.json:
+        emit(args, {"run": str(folder.path), "report": str(page)}, str)
+    else:
+        _show_plan(args, job, folder, plan)
+        print()
+        for title, rows in job.study.planner.comparison(job.problem, job.costs, plan):
+            print(f"{title}\n\n{table(rows)}\n")
+        _show_outcomes(args, job, folder, plan)
+        say(f"report: {page}")
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from workbench import runs
+    from workbench.outcome import Outcome
+
+    columns: list[tuple[str, dict[str, Any], dict[str, tuple[float, str]]]] = []
+    for name in (args.first, args.second):
+        folder = runs.find(name, args.runs)
+        job = folder.job()
+        plan = folder.load_plan(job)
+        metrics = {m.name: (m.value, m.unit) for m in job.study.planner.predicted(job.problem, plan)}
+        for clock in ("simulated", "measured"):
+            outcome: Outcome | None = folder.load_outcome(clock)
+            if outcome is not None:
+                metrics |= {f"{clock} {m.name}": (m.value, m.unit) for m in outcome.metrics}
+        columns.append((folder.path.name, job.resolved, metrics))
+    (left, spec_a, a), (right, spec_b, b) = columns
+    spec_rows = [{"key": key, left: x, right: y} for key, x, y in _differences(spec_a, spec_b)]
+    metric_rows = [{"metric": m, left: a.get(m, (None, ""))[0], right: b.get(m, (None, ""))[0],
+                    "ratio": b[m][0] / a[m][0] if m in a and m in b and a[m][0] else None,
+                    "unit": (a.get(m) or b[m])[1]} for m in dict.fromkeys([*a, *b])]
+    emit(args, {"spec": spec_rows, "metrics": metric_rows}, lambda: f"{table(spec_rows)}\n\n{table(metric_rows)}")
+    return 0
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for key in dict.fromkeys([*a, *b])
+                for d in _differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))]
+    return [] if a == b else [(path, json.dumps(a), json.dumps(b))]
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from workbench.sweep import open_sweep, run_sweep
+
+    sweep, tasks, folder = open_sweep(args.spec, tuple(args.set), args.runs)
+    say(f"{len(tasks)} tasks; records in {folder}")
+
+    def tell(row: dict[str, Any], done: int, total: int) -> None:
+        say(f"[{done}/{total}] {row['id']} {row['status']}")
+
+    try:
+        rows = run_sweep(sweep, tasks, folder, on_result=tell)
+    except KeyboardInterrupt:
+        say(f"interrupted; finished results are kept. next: wb sweep {args.spec} (does only what is missing)")
+        raise
+    keys = [*sweep.over, "status", "objective", "bound", "gap", "unit", "seconds"]
+    emit(args, rows, lambda: table(rows, keys))
+    return 0
+
+
+def _traces(args: argparse.Namespace) -> int:
+    import importlib
+
+    catalogue = importlib.import_module("traces.catalogue")
+    if args.action == "list":
+        rows = catalogue.list_rows()
+        emit(args, rows, lambda: table(rows, ["name", "kind", "rows", "licence", "where", "description"]))
+        return 0
+    if not args.name:
+        raise WorkbenchError(f"wb traces {args.action} wants a name", next_command="wb traces list")
+    if args.action == "fetch":
+        path = str(catalogue.fetch(args.name))
+        emit(args, {"name": args.name, "path": path}, lambda: path)
+        return 0
+    shown = catalogue.show(args.name)
+    emit(args, shown, lambda: "\n\n".join(facts(shown)))
+    return 0
+
+
+def facts(data: dict[str, Any]) -> list[str]:
+    """A mapping for people: its plain values as one table, then each list of rows under its key."""
+    plain = [{"fact": key, "value": value} for key, value in data.items() if not isinstance(value, list)]
+    return [table(plain), *(f"{key}\n{table(value)}" for key, value in data.items() if isinstance(value, list))]
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from workbench.doctor import examine
+
+    rows = examine()
+    emit(args, rows, lambda: table(rows))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import subprocess
+
+    from workbench.doctor import benchmark_module
+
+    return subprocess.call([sys.executable, "-m", benchmark_module(args.study)])
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; its option set is frozen by a test."""
+    top = argparse.ArgumentParser(prog="wb", description="Plan with proofs, simulate, run, report.")
+    top.add_argument("--version", action="version", version=f"planner-workbench {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, function: Verb, help_text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=help_text, description=help_text)
+        made.set_defaults(function=function)
+        made.add_argument("--json", action="store_true", help="data as JSON on stdout")
+        return made
+
+    def on_spec(made: argparse.ArgumentParser, what: str = "a spec file, a study's name, or a run folder") -> None:
+        made.add_argument("spec", metavar="SPEC", help=what)
+        made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the spec")
+
+    def with_runs(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders live (default: runs)")
+
+    verb("doctor", _doctor, "what this machine and installation can do")
+    verb("list", _list, "the studies")
+    verb("schema", _schema, "every key of a study's spec").add_argument("study", metavar="STUDY")
+    for name, function, help_text in (
+        ("plan", _plan, "search for a plan and prove how good it is"),
+        ("check", _check, "re-derive a plan's feasibility and objective"),
+        ("simulate", _simulate, "play a plan on the virtual clock"),
+        ("run", _run, "run a plan for real and verify its outputs"),
+        ("report", _report, "plan, simulate and write one self-contained page"),
+    ):
+        made = verb(name, function, help_text)
+        on_spec(made)
+        with_runs(made)
+        if name == "run":
+            made.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda")
+    made = verb("compare", _compare, "two runs: what differs in spec and metrics")
+    made.add_argument("first", metavar="RUN")
+    made.add_argument("second", metavar="RUN")
+    with_runs(made)
+    made = verb("sweep", _sweep, "one spec over many values; a rerun does only what is missing")
+    on_spec(made, "a spec file or a study's name")
+    with_runs(made)
+    made = verb("traces", _traces, "public and synthetic workloads")
+    made.add_argument("action", choices=("list", "fetch", "show"))
+    made.add_argument("name", nargs="?", metavar="NAME")
+    verb("bench", _bench, "run a study's benchmarks").add_argument("study", metavar="STUDY")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``wb`` with ``argv`` (default: the process's own) and return its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.function(args)
+        sys.stdout.flush()
+    except WorkbenchError as error:
+        say(f"wb {args.verb}: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say(f"wb {args.verb}: interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code

@@ -1,0 +1,151 @@
+"""One job: a resolved spec file, and the arrows of the picture as functions over its run folder.
+
+    spec.toml -> Job -> plan -> check -> simulate | run -> report
+
+A spec has ``study``, the problem's own fields, ``[costs]`` (which measurements), ``[planner]`` (which algorithm) and,
+for ``wb sweep`` only, ``[sweep]``. Its content id is the sha256 of the resolved form without ``[sweep]``: the same
+question always lands in the same run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from workbench import study as studies
+from workbench.costs import CostModel, TableCosts, open_costs
+from workbench.errors import CheckFailed, SpecError, WorkbenchError, nearest
+from workbench.outcome import Outcome
+from workbench.plan import Violation
+from workbench.spec import about, content_id, dump, parse, read_toml, set_keys, spec
+
+__all__ = ["Job", "PlannerChoice", "open_job", "resolve"]
+
+
+@spec
+class PlannerChoice:
+    """The ``[planner]`` section: which algorithm searches, and for how long."""
+
+    name: str | None = about("Planner by name (see wb schema); absent: the study's first.", default=None)
+    solver: Literal["highs", "cbc", "gurobi", "cpsat"] = about("MILP back-end.", default="highs")
+    time_limit_s: float = about("Search time after which the best plan so far is returned.", default=60.0)
+    seed: int = about("Seed of every random choice.", default=0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A resolved spec: the study, its problem, and which costs and planner to use."""
+
+    study: studies.Study
+    problem: Any
+    costs_section: Mapping[str, Any]
+    planner: PlannerChoice
+    source: str
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The whole question as JSON-ready data; its content id names the run folder."""
+        return {"study": self.study.name, "problem": dump(self.problem), "costs": dict(self.costs_section),
+                "planner": dump(self.planner)}
+
+    @property
+    def id(self) -> str:
+        """First 12 hexadecimal digits of the sha256 of ``resolved``."""
+        return content_id(self.resolved)
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """The cost model the spec asks for, opened once; without a ``[costs]`` section one that knows nothing."""
+        return open_costs(self.costs_section) if self.costs_section else TableCosts(())
+
+    def plan(self) -> Any:
+        """Search for a plan with the chosen planner."""
+        return self.study.planner.plan(
+            self.problem, self.costs, planner=self.planner.name or next(iter(self.study.planner.PLANNERS)),
+            solver=self.planner.solver, time_limit_s=self.planner.time_limit_s, seed=self.planner.seed)
+
+    def check(self, plan: Any) -> None:
+        """Re-derive feasibility and objective from the plan alone.
+
+        Raises:
+            CheckFailed: lists every violated rule.
+        """
+        violations: list[Violation] = self.study.planner.check(self.problem, plan)
+        if violations:
+            raise CheckFailed(
+                f"{len(violations)} violation{'s' if len(violations) > 1 else ''}: "
+                + "; ".join(f"[{v.rule}] {v.where}: {v.detail}" for v in violations),
+                where=self.source, next_command=f"wb plan {self.source}")
+
+    def simulate(self, plan: Any) -> Outcome:
+        """Play the plan on the virtual clock."""
+        outcome: Outcome = self.study.executor().simulate(self.problem, plan, self.costs)
+        return outcome
+
+    def run(self, plan: Any, device: str) -> Outcome:
+        """Run the plan for real on ``device`` and verify its outputs."""
+        executor = self.study.executor()
+        outcome: Outcome = executor.run(self.problem, plan, device=device)
+        violations = executor.verify(self.problem, plan, outcome)
+        if violations:
+            raise CheckFailed("the run's outputs differ from the reference: "
+                              + "; ".join(f"[{v.rule}] {v.where}: {v.detail}" for v in violations))
+        return outcome
+
+
+def read_spec(argument: str, assignments: Iterable[str] = ()) -> tuple[dict[str, Any], str]:
+    """The spec data behind ``argument``, a TOML path or a study's name (then its demo spec), and where it came from."""
+    path = Path(argument)
+    if path.suffix == ".toml" or path.exists():
+        return set_keys(read_toml(path), tuple(assignments)), str(path)
+    known = studies.names()
+    if argument not in known:
+        close = nearest(argument, known)
+        raise SpecError(f"{argument!r} is neither a spec file nor a study", allowed=known,
+                        hint=f"did you mean {close!r}?" if close else None, next_command="wb list")
+    return set_keys(read_toml(studies.load(argument).demo_spec), tuple(assignments)), argument
+
+
+def resolve(data: Mapping[str, Any], source: str) -> Job:
+    """Turn spec data into a job; every fault of problem, costs and planner sections is reported at once.
+
+    Raises:
+        SpecError: with one entry for each fault.
+    """
+    body = {k: v for k, v in data.items() if k not in ("study", "costs", "planner", "sweep")}
+    if not isinstance(data.get("study"), str):
+        raise SpecError('a spec starts with study = "NAME"', where=source, allowed=studies.names(),
+                        next_command="wb list")
+    found = studies.load(data["study"])
+    faults: list[WorkbenchError] = []
+
+    def gather(cls: type, part: Any, prefix: str) -> Any:
+        try:
+            return parse(cls, part)
+        except SpecError as error:
+            for fault in error.faults:
+                fault.where = f"{prefix}{fault.where}"
+            faults.extend(error.faults)
+
+    problem = gather(found.planner.Problem, body, "")
+    planner = gather(PlannerChoice, data.get("planner", {}), "planner.")
+    if planner is not None and planner.name is not None and planner.name not in found.planner.PLANNERS:
+        close = nearest(planner.name, found.planner.PLANNERS)
+        faults.append(WorkbenchError(f"no planner is called {planner.name!r}", where="planner.name",
+                                     allowed=found.planner.PLANNERS,
+                                     hint=f"did you mean {close!r}?" if close else None))
+    costs = data.get("costs", {})
+    if not isinstance(costs, Mapping):
+        faults.append(WorkbenchError("must be a table", where="costs"))
+    if faults:
+        raise SpecError(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}", faults=faults, where=source,
+                        next_command=f"wb schema {found.name}")
+    return Job(found, problem, costs, planner, source)
+
+
+def open_job(argument: str, assignments: Iterable[str] = ()) -> Job:
+    """Read and resolve the spec behind ``argument`` (a path or a study's name), with ``--set`` assignments applied."""
+    return resolve(*read_spec(argument, assignments))
