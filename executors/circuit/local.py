@@ -2,7 +2,7 @@
 
 ``compile_circuit`` is the planning of the CPU's kernels; ``execute`` runs the program on a fresh |0...0>. The tile
 holds 2^15 single or 2^14 double amplitudes (256 KiB), so that a tile and its copy under permutation fit a second-level
-cache of 1 MiB; rows of 2^5 (2^4) amplitudes are 256 bytes of contiguous memory.
+cache of 1 MiB; rows of 2^6 (2^5) amplitudes are 512 bytes of contiguous memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TileShape:
     @classmethod
     def default(cls, dtype: npt.DTypeLike) -> TileShape:
         """The shape measured best for float32 or float64."""
-        return cls(size=15, run=5) if np.dtype(dtype).itemsize == 4 else cls(size=14, run=4)
+        return cls(size=15, run=6) if np.dtype(dtype).itemsize == 4 else cls(size=14, run=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,12 @@ def allocate(count: int, dtype: npt.DTypeLike) -> State:
         raw = np.zeros(size + 64, dtype=np.uint8)
         start = -raw.ctypes.data % 64
         return raw[start : start + size].view(dtype)
-    room = mmap.mmap(-1, size + huge)
     if hasattr(mmap, "MADV_HUGEPAGE"):
+        room = mmap.mmap(-1, size + huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         room.madvise(mmap.MADV_HUGEPAGE)
-    raw = np.frombuffer(room, dtype=np.uint8)
+        raw = np.frombuffer(room, dtype=np.uint8)
+    else:
+        raw = np.zeros(size + huge, dtype=np.uint8)
     start = -raw.ctypes.data % huge
     return raw[start : start + size].view(dtype)
 

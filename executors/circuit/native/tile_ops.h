@@ -397,28 +397,25 @@ static void NAME(permute)(const vec *restrict from, vec *restrict to, long rows,
     uint64_t shift = (uint64_t)o->control_value;
     for (long i = 0; i < o->count; i++)
         if (__builtin_popcountll(outside & (uint64_t)e[2 * i]) & 1) shift ^= (uint64_t)e[2 * i + 1];
-    uint64_t lane[W], other = 0;
-    int two = 1;
+    /* Lanes of one vector come from up to W source rows: pairs of rows are merged by two-source shuffles. */
+    uint64_t part[W + 1];
+    int parts = 0, straight = 1;
+    ivec index, taken[W / 2 + 1];
     for (int l = 0; l < W; l++) {
-        lane[l] = 0;
-        for (int k = 0; k < LW; k++) if ((l >> k) & 1) lane[l] ^= (uint64_t)column[k];
-        const uint64_t row = lane[l] >> LW;
-        if (row) {
-            if (other && other != row) two = 0;
-            other = row;
-        }
+        uint64_t at = 0;
+        for (int k = 0; k < LW; k++) if ((l >> k) & 1) at ^= (uint64_t)column[k];
+        int p = 0;
+        while (p < parts && part[p] != at >> LW) p++;
+        if (p == parts) part[parts++] = at >> LW;
+        index[l] = (INT)((at & (W - 1)) | (p & 1 ? W : 0));
+        for (int q = 0; q <= W / 2; q++) taken[q][l] = q == p / 2 ? -1 : 0;
+        straight &= p == 0 && (int)(at & (W - 1)) == l;
     }
-    ivec index, position;
-    for (int l = 0; l < W; l++) {
-        index[l] = (INT)((lane[l] & (W - 1)) | (lane[l] >> LW ? W : 0));
-        position[l] = (INT)(((lane[l] >> LW) << (LW + 1)) | (lane[l] & (W - 1)));
-    }
-    int straight = !other;
-    for (int l = 0; l < W; l++) straight &= (int)(lane[l] & (W - 1)) == l;
+    if (parts & 1) part[parts] = part[parts - 1];
     uint64_t source = shift;
     for (long r = 0; r < rows; r++) {
         if (r) {
-            /* Rows are visited in order; the bits that change from r-1 to r are those up to the lowest set bit of r. */
+            /* The bits that change from r - 1 to r are those up to the lowest set bit of r. */
             const int top = __builtin_ctzl((unsigned long)r);
             for (int k = 0; k <= top; k++) source ^= (uint64_t)column[LW + k];
         }
@@ -426,25 +423,26 @@ static void NAME(permute)(const vec *restrict from, vec *restrict to, long rows,
         const INT in_lane = (INT)(source & (W - 1));
         vec *y = to + 2 * r;
         const vec *x = from + 2 * row;
-        if (straight && !in_lane) {
-            y[0] = x[0]; y[1] = x[1];
-        } else if (!other) {
-            const ivec where = index ^ in_lane;
-            y[0] = shuffle(x[0], where); y[1] = shuffle(x[1], where);
-        } else if (two) {
-            const vec *z = from + 2 * (row ^ (long)other);
-            const ivec where = index ^ in_lane;
-            y[0] = shuffle2(x[0], z[0], where); y[1] = shuffle2(x[1], z[1], where);
-        } else {
-            const REAL *flat = (const REAL *)from;
-            const INT start = (INT)((row << (LW + 1)) | in_lane);
-            REAL *yr = (REAL *)y, *yi = yr + W;
-            const INT *restrict p = (const INT *)&position;
-            for (int l = 0; l < W; l++) {
-                yr[l] = flat[p[l] ^ start];
-                yi[l] = flat[(p[l] ^ start) + W];
+        if (parts == 1) {
+            if (straight && !in_lane) {
+                y[0] = x[0]; y[1] = x[1];
+            } else {
+                const ivec where = index ^ in_lane;
+                y[0] = shuffle(x[0], where); y[1] = shuffle(x[1], where);
             }
+            continue;
         }
+        const vec *z = from + 2 * (row ^ (long)part[1]);
+        const ivec where = index ^ in_lane;
+        vec yr = shuffle2(x[0], z[0], where), yi = shuffle2(x[1], z[1], where);
+        for (int q = 1; 2 * q < parts; q++) {
+            x = from + 2 * (row ^ (long)part[2 * q]);
+            z = from + 2 * (row ^ (long)part[2 * q + 1]);
+            const ivec keep = ~taken[q];
+            yr = (vec)(((ivec)yr & keep) | ((ivec)shuffle2(x[0], z[0], where) & taken[q]));
+            yi = (vec)(((ivec)yi & keep) | ((ivec)shuffle2(x[1], z[1], where) & taken[q]));
+        }
+        y[0] = yr; y[1] = yi;
     }
 }
 
@@ -461,9 +459,9 @@ static void NAME(load)(vec *restrict t, const REAL *restrict state, const struct
             continue;
         }
         const vec *from = (const vec *)(state + 2 * (start + (uint64_t)offset[r]));
-        if (r + 8 < count && !((uint64_t)offset[r + 8] & k->empty)) {
-            const char *ahead = (const char *)(state + 2 * (start + (uint64_t)offset[r + 8]));
-            for (long j = 0; j < vectors * 2 * VB; j += 64) __builtin_prefetch(ahead + j, 1);
+        if (r + AHEAD < count && !((uint64_t)offset[r + AHEAD] & k->empty)) {
+            const char *ahead = (const char *)(state + 2 * (start + (uint64_t)offset[r + AHEAD]));
+            for (long j = 0; j < vectors * 2 * VB; j += 64) __builtin_prefetch(ahead + j, 0);
         }
         for (long j = 0; j < vectors; j++) {
             const vec x = from[2 * j], y = from[2 * j + 1];

@@ -12,6 +12,7 @@
 
 #define MAX_BITS 6
 #define MAX_HELD 32
+#define AHEAD 8 /* rows fetched ahead of the one being loaded */
 
 enum { OP_ROTATE_ROWS, OP_ROTATE_LANES, OP_MATRIX_ROW, OP_MATRIX_LANE, OP_DENSE_ROWS, OP_DENSE_MIXED, OP_DENSE_LANES,
        OP_DENSE_ANY, OP_PHASE, OP_PERMUTE };
