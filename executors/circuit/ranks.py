@@ -1,0 +1,151 @@
+"""A plan on several ranks, one shard a rank, over torch.distributed (gloo on CPU).
+
+The environment is torchrun's (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); without it ``spawn`` starts local processes.
+Every exchange is pairwise and in place through a bounded buffer, and every byte sent is counted.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from executors.circuit.compiled import Engine
+from executors.circuit.sharded import Exchange, ShardedCode, compile_plan, engine_for, moved_shard, region, region_pieces
+from executors.circuit.state import State, allocate, clear_empty, prepare_zero
+from planners.circuit import Plan, Problem
+from workbench.errors import SpecError
+
+__all__ = ["RankResult", "run_rank", "spawn"]
+
+BUFFER_AMPLITUDES = 1 << 20
+"""Amplitudes a rank sends at a time: bounds the memory beside the state."""
+
+
+@dataclass(slots=True)
+class RankResult:
+    """One rank's part: its shard, what it sent at every transition, and the seconds of stages and transitions."""
+
+    rank: int
+    state: State
+    sent_bytes: list[int] = field(default_factory=list)
+    messages: int = 0
+    stage_s: list[float] = field(default_factory=list)
+    exchange_s: list[float] = field(default_factory=list)
+
+
+def run_rank(code: ShardedCode, *, dtype: Any, threads: int, on: Engine) -> RankResult:
+    """Run this rank's shard through every stage; the process group must be up and as large as the plan's shards.
+
+    Raises:
+        SpecError: the group has another size.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    if size != code.shards:
+        raise SpecError(f"the plan has {code.shards} shards but the job has {size} ranks",
+                        hint=f"start {code.shards} ranks, or plan for local_qubits = n - log2(ranks)")
+    state = allocate(1 << code.local_bits, np.result_type(dtype, np.complex64))
+    result = RankResult(rank, state)
+    for index, stage in enumerate(code.stages):
+        if stage.exchange is not None:
+            began = time.perf_counter()
+            result.sent_bytes.append(_exchange(result, stage.exchange, rank))
+            result.exchange_s.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        if index == 0:
+            kernels = stage.program.kernels
+            prepare_zero(state, int(kernels[0]["run"]) if len(kernels) else code.local_bits, first=rank == 0)
+        if index or rank == 0:  # before the first exchange every other shard is zero
+            on.run(stage.program, state, shard=rank, threads=threads)
+            clear_empty(state, stage.empty)
+        else:
+            state[:] = 0
+        result.stage_s.append(time.perf_counter() - began)
+    return result
+
+
+def _exchange(result: RankResult, exchange: Exchange, rank: int) -> int:
+    """Trade regions with the 2^m - 1 partners, then move the whole shard if its number changes; bytes sent."""
+    state, pairs = result.state, exchange.pairs
+    mine = sum((rank >> bit & 1) << i for i, (_, bit) in enumerate(pairs))
+    rest = rank & ~sum(1 << bit for _, bit in pairs)
+    sent = 0
+    for step in range(1, 1 << len(pairs)):
+        theirs = mine ^ step
+        partner = rest | sum((theirs >> i & 1) << bit for i, (_, bit) in enumerate(pairs))
+        for piece in region_pieces(region(state, pairs, theirs), BUFFER_AMPLITUDES):
+            sent += _swap(result, piece, to=partner, source=partner)
+    target = moved_shard(rank, exchange)
+    if target != rank:
+        source = next(s for s in range(dist.get_world_size()) if moved_shard(s, exchange) == rank)
+        for piece in region_pieces(state, BUFFER_AMPLITUDES):
+            sent += _swap(result, piece, to=target, source=source)
+    return sent
+
+
+def _swap(result: RankResult, piece: State, *, to: int, source: int) -> int:
+    """Send a piece and overwrite it with what ``source`` sends; bytes sent."""
+    out = torch.from_numpy(np.array(piece).reshape(-1).view(np.uint8))
+    into = torch.empty_like(out)
+    for request in dist.batch_isend_irecv([dist.P2POp(dist.isend, out, to), dist.P2POp(dist.irecv, into, source)]):
+        request.wait()
+    piece[...] = into.numpy().view(piece.dtype).reshape(piece.shape)
+    result.messages += 1
+    return out.numel()
+
+
+def spawn(problem: Problem, plan: Plan, *, ranks: int, dtype: Any, folder: Path, threads: int = 1) -> list[RankResult]:
+    """Run the plan on ``ranks`` local processes over gloo; shards come back through files in ``folder``."""
+    context = get_context("spawn")
+    port = _free_port()
+    processes = [context.Process(target=_member, args=(problem, plan, rank, ranks, port, np.dtype(dtype).name,
+                                                       str(folder), threads)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    failed = [i for i, process in enumerate(processes) if process.exitcode]
+    if failed:
+        raise RuntimeError(f"ranks {failed} failed")
+    return [_load(folder, rank) for rank in range(ranks)]
+
+
+def _member(problem: Problem, plan: Plan, rank: int, ranks: int, port: int, dtype: str, folder: str, threads: int
+            ) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
+    dist.init_process_group("gloo")
+    result = in_group(problem, plan, dtype=dtype, threads=threads)
+    path = Path(folder) / f"shard{rank}.npz"
+    np.savez(path, state=result.state, sent=result.sent_bytes, messages=result.messages, stage=result.stage_s,
+             exchange=result.exchange_s)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def in_group(problem: Problem, plan: Plan, *, dtype: Any, threads: int) -> RankResult:
+    """Compile and run on this rank of an existing process group (the entry under torchrun)."""
+    on = engine_for(len(plan.stages[0].local), dtype)
+    code = compile_plan(problem, plan, dtype=dtype, on=on)
+    return run_rank(code, dtype=dtype, threads=threads, on=on)
+
+
+def _load(folder: Path, rank: int) -> RankResult:
+    with np.load(folder / f"shard{rank}.npz") as data:
+        return RankResult(rank, data["state"], data["sent"].tolist(), int(data["messages"]), data["stage"].tolist(),
+                          data["exchange"].tolist())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
