@@ -6,15 +6,18 @@ Every exchange is pairwise and in place through a bounded buffer, and every byte
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -24,7 +27,7 @@ from executors.circuit.state import State, allocate, clear_empty, prepare_zero
 from planners.circuit import Plan, Problem
 from workbench.errors import SpecError
 
-__all__ = ["RankResult", "run_rank", "spawn"]
+__all__ = ["RankResult", "group", "in_group", "run_rank", "spawn", "summed", "summed_complex"]
 
 BUFFER_AMPLITUDES = 1 << 20
 """Amplitudes a rank sends at a time: bounds the memory beside the state."""
@@ -102,6 +105,33 @@ def _swap(result: RankResult, piece: State, *, to: int, source: int) -> int:
     return out.numel()
 
 
+@contextlib.contextmanager
+def group() -> Iterator[None]:
+    """The process group of this job, opened here unless the caller already has one."""
+    opened = not dist.is_initialized()
+    if opened:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        if opened:
+            dist.destroy_process_group()
+
+
+def summed(values: list[float]) -> list[float]:
+    """Sums over all ranks."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return [float(v) for v in tensor]
+
+
+def summed_complex(values: npt.NDArray[np.complex128]) -> npt.NDArray[np.complex128]:
+    """Sums over all ranks of an array that each rank fills in part."""
+    tensor = torch.from_numpy(values.view(np.float64).copy())
+    dist.all_reduce(tensor)
+    return tensor.numpy().view(np.complex128)
+
+
 def spawn(problem: Problem, plan: Plan, *, ranks: int, dtype: Any, folder: Path, threads: int = 1) -> list[RankResult]:
     """Run the plan on ``ranks`` local processes over gloo; shards come back through files in ``folder``."""
     context = get_context("spawn")
@@ -121,13 +151,11 @@ def spawn(problem: Problem, plan: Plan, *, ranks: int, dtype: Any, folder: Path,
 def _member(problem: Problem, plan: Plan, rank: int, ranks: int, port: int, dtype: str, folder: str, threads: int
             ) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
-    dist.init_process_group("gloo")
-    result = in_group(problem, plan, dtype=dtype, threads=threads)
-    path = Path(folder) / f"shard{rank}.npz"
-    np.savez(path, state=result.state, sent=result.sent_bytes, messages=result.messages, stage=result.stage_s,
-             exchange=result.exchange_s)
-    dist.barrier()
-    dist.destroy_process_group()
+    with group():
+        result = in_group(problem, plan, dtype=dtype, threads=threads)
+        np.savez(Path(folder) / f"shard{rank}.npz", state=result.state, sent=result.sent_bytes,
+                 messages=result.messages, stage=result.stage_s, exchange=result.exchange_s)
+        dist.barrier()
 
 
 def in_group(problem: Problem, plan: Plan, *, dtype: Any, threads: int) -> RankResult:
