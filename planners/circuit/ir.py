@@ -23,13 +23,15 @@ from planners.circuit.gateset import base_matrix, base_qubits
 from workbench.errors import SpecError
 from workbench.spec import about, spec
 
-__all__ = ["TOLERANCE", "Circuit", "Gate", "GateKind", "Structure", "commute", "embed", "from_matrix", "product_of",
-           "specialise", "structure_of", "without_swaps"]
+__all__ = ["TOLERANCE", "Axis", "Circuit", "Gate", "GateKind", "Structure", "axes", "commute", "embed",
+           "from_matrix", "product_of", "specialise", "structure_of", "without_swaps"]
 
 TOLERANCE = 1e-10
 """Matrix entries below this are zero: far above double rounding of a product of gates, far below any stated angle."""
 
 GateKind = Literal["diagonal", "permutation", "controlled", "dense"]
+Axis = Literal["i", "x", "y", "z", "none"]
+"""How a gate acts on one qubit: trivially, as a sum of I and one Pauli only, or neither (``none``)."""
 Matrix = npt.NDArray[np.complex128]
 
 
@@ -271,6 +273,41 @@ def _commute(first: tuple[Any, ...], second: tuple[Any, ...], places: tuple[int,
     a = embed(_matrix(*first), tuple(range(count_first)), count)
     b = embed(_matrix(*second), places, count)
     return bool(np.max(np.abs(a @ b - b @ a)) <= 1e-9)
+
+
+def axes(gate: Gate) -> tuple[Axis, ...]:
+    """The axis of each position; gates whose axes agree (and are not ``none``) on every shared qubit commute."""
+    return _axes(*_key(gate))
+
+
+@lru_cache(maxsize=65536)
+def _axes(name: str, params: tuple[float, ...], controls: tuple[int, ...],
+          unitary: tuple[tuple[float, float], ...] | None, count: int) -> tuple[Axis, ...]:
+    matrix = _matrix(name, params, controls, unitary, count)
+    return tuple(_axis(matrix, p, count) for p in range(count))
+
+
+_TO_Z: tuple[tuple[Axis, Matrix], ...] = (
+    ("x", np.array([[1, 1], [1, -1]], dtype=np.complex128) / np.sqrt(2)),
+    ("y", np.array([[1, -1j], [1, 1j]], dtype=np.complex128) / np.sqrt(2)),
+)
+"""Basis changes U with U P U^-1 = Z."""
+
+
+def _axis(matrix: Matrix, position: int, count: int) -> Axis:
+    def keeps(candidate: Matrix) -> bool:
+        parts = candidate.reshape((1 << (count - 1 - position), 2, 1 << position) * 2)
+        return bool(np.all(np.abs(parts[:, 0, :, :, 1]) <= TOLERANCE) and
+                    np.all(np.abs(parts[:, 1, :, :, 0]) <= TOLERANCE))
+
+    found: list[Axis] = ["z"] if keeps(matrix) else []
+    for name, basis in _TO_Z:
+        change = embed(basis, (position,), count)
+        if keeps(change @ matrix @ change.conj().T):
+            found.append(name)
+    if len(found) > 1:
+        return "i"
+    return found[0] if found else "none"
 
 
 def without_swaps(circuit: Circuit) -> Circuit:
