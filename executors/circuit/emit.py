@@ -18,16 +18,16 @@ import numpy.typing as npt
 from executors.circuit.lower import Dense, Flip, Matrix, Phase, Turn
 from executors.circuit.tiling import Step, TileKernel
 
-__all__ = ["KERNEL", "OP", "KINDS", "Layout", "Program", "emit"]
+__all__ = ["KERNEL", "KINDS", "OP", "Layout", "Program", "emit"]
 
 KINDS = ("rotate_rows", "rotate_lanes", "matrix_row", "matrix_lane", "dense_rows", "dense_mixed", "dense_lanes",
          "dense_any", "phase", "permute")
 """Operation names; the index is the number in the compiled code's enum."""
 KIND = {name: i for i, name in enumerate(KINDS)}
 
-OP = np.dtype([("kind", "i4"), ("bits", "i4"), ("bit", "i4", 6), ("flag", "i4"), ("pad", "i4"), ("control_mask", "u8"),
-               ("control_value", "u8"), ("outside_mask", "u8"), ("outside_value", "u8"), ("reals", "i8"), ("ints", "i8"),
-               ("count", "i8")])
+OP = np.dtype([("kind", "i4"), ("bits", "i4"), ("bit", "i4", 6), ("flag", "i4"), ("pad", "i4"),
+               ("control_mask", "u8"), ("control_value", "u8"), ("outside_mask", "u8"), ("outside_value", "u8"),
+               ("reals", "i8"), ("ints", "i8"), ("count", "i8")])
 KERNEL = np.dtype([("bits", "i4"), ("run", "i4"), ("first", "i8"), ("count", "i8"), ("inside", "u8"), ("empty", "u8"),
                    ("scale", "f8")])
 
@@ -59,6 +59,12 @@ class Program:
     ops: npt.NDArray[np.void]
     reals: npt.NDArray[np.floating]
     ints: npt.NDArray[np.int64]
+
+    @classmethod
+    def none(cls, address_bits: int) -> Program:
+        """No kernel at all."""
+        return cls(address_bits, np.dtype(np.float64), np.zeros(0, KERNEL), np.zeros(0, OP), np.zeros(0),
+                   np.zeros(0, np.int64))
 
 
 @dataclass(slots=True)

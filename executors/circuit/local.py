@@ -21,7 +21,7 @@ from executors.circuit.state import Placement, State, allocate, clear_empty, pre
 from executors.circuit.tiling import tile_kernels
 from planners.circuit import Circuit
 
-__all__ = ["Compilation", "TileShape", "compile_circuit", "execute"]
+__all__ = ["Compilation", "TileShape", "compile_circuit", "execute", "placement_after"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def compile_circuit(circuit: Circuit, *, dtype: npt.DTypeLike, on: Engine | None
     kernels = tile_kernels(lowering.take(), wires=wires, size=min(shape.size, bits), run=shape.run, low=None)
     layout = first_layout(kernels[0].low if kernels else (), kernels[0].wires if kernels else (), wires)
     program = emit(kernels, layout, address_bits=bits, lanes=on.lanes(real), run=shape.run, dtype=real)
-    return Compilation(program=program, placement=placement_of(lowering, layout, circuit), qubits=circuit.qubits,
+    return Compilation(program=program, placement=placement_after(lowering, layout, circuit), qubits=circuit.qubits,
                        empty=layout.empty(bits))
 
 
@@ -71,7 +71,7 @@ def first_layout(low: Iterable[int], tile: Iterable[int], wires: Iterable[int]) 
     return Layout({w: a for a, w in enumerate(order)}, set())
 
 
-def placement_of(lowering: Lowering, layout: Layout, circuit: Circuit) -> Placement:
+def placement_after(lowering: Lowering, layout: Layout, circuit: Circuit) -> Placement:
     """Where the circuit's logical qubits are, after everything the lowering has taken in."""
     output = circuit.output or tuple(range(circuit.qubits))
     address = tuple(layout.address[lowering.wire[w]] for w in output)

@@ -161,12 +161,12 @@ class Lowering:
 
     def _turn(self, w: int, u: Array) -> None:
         """U = X^k P(after) RY P(before) with the fewest phases."""
-        if np.max(np.abs(u.imag)) < TINY and u[0, 0].real * u[1, 1].real < 0:
-            # a real reflection, e.g. H = X RY(pi/2)
-            if abs(u[0, 0]) <= STEEP * abs(u[1, 0]):
-                self._real_turn(w, float(u[1, 0].real), float(u[0, 0].real))
-                self.flip[w] ^= 1
-                return
+        reflects = np.max(np.abs(u.imag)) < TINY and u[0, 0].real * u[1, 1].real < 0
+        if reflects and abs(u[0, 0]) <= STEEP * abs(u[1, 0]):
+            # e.g. H = X RY(pi/2)
+            self._real_turn(w, float(u[1, 0].real), float(u[0, 0].real))
+            self.flip[w] ^= 1
+            return
         c, s = abs(u[0, 0]), abs(u[1, 0])
         first = cmath.phase(u[0, 0])
         # U = e^{i first} [[c, -s e^{il}], [s e^{if}, c e^{i(f+l)}]]
@@ -217,7 +217,8 @@ class Lowering:
         blocks = []
         for value in range(1 << len(fixed)):
             held = sum(1 << p for i, p in enumerate(fixed) if value >> i & 1)
-            index = [held | sum(1 << p for j, p in enumerate(mixing) if inner >> j & 1) for inner in range(1 << len(mixing))]
+            index = [held | sum(1 << p for j, p in enumerate(mixing) if inner >> j & 1)
+                     for inner in range(1 << len(mixing))]
             blocks.append(matrix[np.ix_(index, index)])
         controls = [wires[p] for p in fixed]
         targets = [wires[p] for p in mixing]
@@ -257,7 +258,7 @@ class Lowering:
 
     def _multiplexed(self, controls: Sequence[int], target: int, blocks: Sequence[Array]) -> None:
         """One matrix on ``target`` for every value of the controls."""
-        if all(abs(b[0, 1]) < TINY and abs(b[1, 0]) < TINY or abs(b[0, 0]) < TINY and abs(b[1, 1]) < TINY for b in blocks):
+        if all(_monomial(b) for b in blocks):
             self._controlled_flips(controls, target, blocks)
             return
         # with no phases to take out, one controlled matrix a value; Z-Y-Z would add two phase terms of higher degree
@@ -287,8 +288,7 @@ class Lowering:
             turns = abs(block[0, 0]) < TINY
             inverted.append(turns)
             angles.append(cmath.phase(block[1, 0] if turns else block[0, 0]))
-        for block in blocks:
-            angles.append(cmath.phase(block[0, 1] if abs(block[0, 0]) < TINY else block[1, 1]))
+        angles.extend(cmath.phase(block[0, 1] if abs(block[0, 0]) < TINY else block[1, 1]) for block in blocks)
         self._diagonal([*controls, target], angles)
         if len(controls) == 1 and inverted[0] != inverted[1]:
             self._cx(controls[0], target)

@@ -111,8 +111,8 @@ def _transfer(descriptor: int, arena: State, bits: Sequence[int], base: int, run
     run.smallest_piece_bytes = min(run.smallest_piece_bytes, size << length)
     done = 0
     for here, there in pieces:
-        part = memoryview(raw[here * size : (here + (1 << length)) * size])
-        while part:
+        part = raw[here * size : (here + (1 << length)) * size].data
+        while part.nbytes:
             count = os.pwrite(descriptor, part, there * size) if write else os.preadv(descriptor, [part], there * size)
             if not count:
                 raise OSError(f"the state file ended at byte {there * size}")

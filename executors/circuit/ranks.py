@@ -22,7 +22,15 @@ import torch
 import torch.distributed as dist
 
 from executors.circuit.compiled import Engine
-from executors.circuit.sharded import Exchange, ShardedCode, compile_plan, engine_for, moved_shard, region, region_pieces
+from executors.circuit.sharded import (
+    Exchange,
+    ShardedCode,
+    compile_plan,
+    engine_for,
+    moved_shard,
+    region,
+    region_pieces,
+)
 from executors.circuit.state import State, allocate, clear_empty, prepare_zero
 from planners.circuit import Plan, Problem
 from workbench.errors import SpecError

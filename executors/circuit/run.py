@@ -33,7 +33,7 @@ from workbench.outcome import Metric, Outcome
 from workbench.plan import Violation
 from workbench.timeline import Span, Timeline
 
-__all__ = ["InProcess", "reference_state", "run", "run_in_process", "verify"]
+__all__ = ["InProcess", "exchange_shards", "outcome_of", "reference_state", "run", "run_in_process", "verify"]
 
 PROBES = 64
 """Basis states whose amplitudes an outcome keeps for ``verify``: the most likely ones and a seeded choice."""
@@ -60,7 +60,7 @@ def run_in_process(code: ShardedCode, *, dtype: npt.DTypeLike, on: Engine, threa
     for index, stage in enumerate(code.stages):
         if stage.exchange is not None:
             began = time.perf_counter()
-            result.sent_bytes.append(_exchange(shards, stage.exchange))
+            result.sent_bytes.append(exchange_shards(shards, stage.exchange))
             result.exchange_s.append(time.perf_counter() - began)
         began = time.perf_counter()
         if index == 0:
@@ -78,7 +78,7 @@ def _row(program: Program, bits: int) -> int:
     return int(program.kernels[0]["run"]) if len(program.kernels) else bits
 
 
-def _exchange(shards: list[State], exchange: Exchange) -> int:
+def exchange_shards(shards: list[State], exchange: Exchange) -> int:
     """Trade regions between all pairs of shards, then renumber; bytes that ranks would have sent."""
     pairs = exchange.pairs
     bits = sum(1 << bit for _, bit in pairs)
@@ -131,7 +131,8 @@ def run(problem: Problem, plan: Plan, *, device: str) -> Outcome:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _as_rank(problem, plan, code, dtype=dtype, on=on, compile_s=compile_s)
     done = run_in_process(code, dtype=dtype, on=on)
-    return outcome_of(problem, plan, code, done, on=on, compile_s=compile_s)
+    return outcome_of(problem, plan, code, done, engine=on.name, threads=threads_available(), compile_s=compile_s,
+                      passes=[len(stage.program.kernels) for stage in code.stages])
 
 
 def _as_rank(problem: Problem, plan: Plan, code: ShardedCode, *, dtype: np.dtype, on: Engine, compile_s: float
@@ -145,17 +146,18 @@ def _as_rank(problem: Problem, plan: Plan, code: ShardedCode, *, dtype: np.dtype
         probes = _probes(code, part.state, shard=part.rank)
         values = ranks.summed_complex(amplitudes(part.state, code.placement, probes, shard=part.rank))
     done = InProcess(part.state, part.stage_s, part.exchange_s, part.sent_bytes)
-    return _outcome(problem, plan, code, done, on=on, compile_s=compile_s, norm_=total[0], sent=int(total[1]),
+    return _outcome(problem, plan, code, done, engine=on.name, threads=threads_available(), compile_s=compile_s,
+                    passes=[len(stage.program.kernels) for stage in code.stages], norm_=total[0], sent=int(total[1]),
                     probes=probes, values=values)
 
 
-def outcome_of(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *, on: Engine, compile_s: float
-               ) -> Outcome:
+def outcome_of(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *, engine: str, threads: int,
+               compile_s: float, passes: list[int]) -> Outcome:
     """Metrics, timeline and probes of an in-process run."""
     probes = _probes(code, done.state, shard=0)
     values = amplitudes(done.state, code.placement, probes)
-    return _outcome(problem, plan, code, done, on=on, compile_s=compile_s, norm_=norm(done.state),
-                    sent=sum(done.sent_bytes), probes=probes, values=values)
+    return _outcome(problem, plan, code, done, engine=engine, threads=threads, compile_s=compile_s, passes=passes,
+                    norm_=norm(done.state), sent=sum(done.sent_bytes), probes=probes, values=values)
 
 
 def _probes(code: ShardedCode, state: State, *, shard: int) -> list[int]:
@@ -169,12 +171,12 @@ def _probes(code: ShardedCode, state: State, *, shard: int) -> list[int]:
     return sorted(set(chosen))
 
 
-def _outcome(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *, on: Engine, compile_s: float,
-             norm_: float, sent: int, probes: list[int], values: npt.NDArray[np.complex128]) -> Outcome:
+def _outcome(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *, engine: str, threads: int,
+             compile_s: float, passes: list[int], norm_: float, sent: int, probes: list[int],
+             values: npt.NDArray[np.complex128]) -> Outcome:
     import pandas as pd
 
     kernel_s, exchange_s = sum(done.stage_s), sum(done.exchange_s)
-    passes = sum(len(stage.program.kernels) for stage in code.stages)
     state_bytes = problem.machine.amplitude_bytes << code.qubits
     limit = pass_bytes_per_s(done.state)
     spans: list[Span] = []
@@ -189,7 +191,7 @@ def _outcome(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *
         clock = spans[-1].end_s
     predicted = [sum(k.cost_s for k in stage.kernels) for stage in plan.stages]
     stages = pd.DataFrame({"stage": range(len(plan.stages)), "gates": [len(s.gates) for s in plan.stages],
-                           "kernels": [len(s.program.kernels) for s in code.stages],
+                           "kernels": passes,
                            "predicted_s": predicted, "measured_s": done.stage_s,
                            "exchange_s": [0.0, *done.exchange_s]})
     return Outcome(
@@ -202,17 +204,17 @@ def _outcome(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *
             Metric(name="exchanged_bytes", value=sent, unit="bytes", about="Sent by all shards together."),
             Metric(name="compile_s", value=compile_s, unit="s", about="Lowering, tiling and emission."),
             Metric(name="norm", value=norm_, unit="", about="Sum of all probabilities."),
-            Metric(name="bandwidth_bytes_per_s", value=2 * state_bytes * passes / kernel_s if kernel_s else 0.0,
+            Metric(name="bandwidth_bytes_per_s", value=2 * state_bytes * sum(passes) / kernel_s if kernel_s else 0.0,
                    unit="bytes/s", about="State bytes read and written by the kernels, a second."),
             Metric(name="bandwidth_limit_bytes_per_s", value=limit, unit="bytes/s",
                    about="The same for a pass that only scales the state, on this machine now."),
         ),
         timeline=Timeline.from_spans(spans),
-        counters={"kernels": passes, "exchanges": len(done.exchange_s), "shards": code.shards,
-                  "threads": threads_available()},
+        counters={"kernels": sum(passes), "exchanges": len(done.exchange_s), "shards": code.shards,
+                  "threads": threads},
         tables={"stages": stages,
                 "amplitudes": pd.DataFrame({"basis": probes, "real": values.real, "imag": values.imag}),
-                "engine": pd.DataFrame({"engine": [on.name]})},
+                "engine": pd.DataFrame({"engine": [engine]})},
     )
 
 

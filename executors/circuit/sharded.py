@@ -9,7 +9,6 @@ shard sends (1 - 2^-m) of its amplitudes. Where the plan moves a wire between tw
 
 from __future__ import annotations
 
-import cmath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from executors.circuit.compiled import Engine, engine
 from executors.circuit.emit import Layout, Program, emit
 from executors.circuit.interpreted import Interpreter
-from executors.circuit.local import TileShape
+from executors.circuit.local import TileShape, placement_after
 from executors.circuit.lower import Lowering
 from executors.circuit.state import Placement, State
 from executors.circuit.tiling import tile_kernels
@@ -27,8 +26,10 @@ from planners.circuit import Plan, Problem, Stage
 from planners.circuit.load import planned_circuit
 from planners.circuit.problem import Move, move
 
-__all__ = ["Exchange", "ShardedCode", "StageCode", "compile_plan", "engine_for", "exchange_bytes", "moved_shard",
-           "region", "region_pieces"]
+__all__ = [
+    "Exchange", "ShardedCode", "StageCode", "by_address", "compile_plan", "engine_for", "exchange_bytes", "moved_shard",
+    "region", "region_pieces", "transition",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,11 @@ class StageCode:
     empty: int
     entry: tuple[int, ...]
     exit: tuple[int, ...]
+
+    @classmethod
+    def without_program(cls, exchange: Exchange | None, layout: tuple[int, ...], local_bits: int) -> StageCode:
+        """A stage whose kernels run elsewhere: it moves no wire and leaves no address empty."""
+        return cls(exchange=exchange, program=Program.none(local_bits), empty=0, entry=layout, exit=layout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,18 +111,15 @@ def compile_plan(problem: Problem, plan: Plan, *, dtype: npt.DTypeLike, on: Engi
         if layout is None:
             layout = _first_layout(stage, lowering, kernels[0].low if kernels else (),
                                    kernels[0].wires if kernels else frozenset(), local_bits)
-        entry = _by_address(layout)
+        entry = by_address(layout)
         program = emit(kernels, layout, address_bits=local_bits, lanes=on.lanes(real), run=run, dtype=real)
         codes.append(StageCode(exchange=exchange, program=program, empty=layout.empty(local_bits), entry=entry,
-                               exit=_by_address(layout)))
+                               exit=by_address(layout)))
         if index + 1 < len(plan.stages):
             layout.live |= {w for w, a in layout.address.items() if a < local_bits}
     assert layout is not None, "a plan has at least one stage"
-    output = circuit.output or tuple(range(circuit.qubits))
-    address = tuple(layout.address[lowering.wire[w]] for w in output)
-    flip = sum(1 << layout.address[w] for w in range(circuit.qubits) if lowering.flip[w])
     return ShardedCode(qubits=circuit.qubits, local_bits=local_bits, stages=tuple(codes),
-                       placement=Placement(address, flip, cmath.exp(1j * lowering.phase)))
+                       placement=placement_after(lowering, layout, circuit))
 
 
 def _stored(stage: Stage, lowering: Lowering) -> list[int]:
@@ -124,12 +127,13 @@ def _stored(stage: Stage, lowering: Lowering) -> list[int]:
     return [lowering.wire[w] for w in stage.layout]
 
 
-def _by_address(layout: Layout) -> tuple[int, ...]:
+def by_address(layout: Layout) -> tuple[int, ...]:
+    """Wires in the order of their addresses."""
     return tuple(sorted(layout.address, key=lambda w: layout.address[w]))
 
 
 def _local(layout: Layout, local_bits: int) -> list[int]:
-    return list(_by_address(layout)[:local_bits])
+    return list(by_address(layout)[:local_bits])
 
 
 def _first_layout(stage: Stage, lowering: Lowering, low: Sequence[int], tile: frozenset[int], local_bits: int
@@ -141,7 +145,7 @@ def _first_layout(stage: Stage, lowering: Lowering, low: Sequence[int], tile: fr
 
 def transition(layout: Layout, stage: Stage, lowering: Lowering, local_bits: int) -> Exchange:
     """Bring ``layout`` to the stage's local and non-local sets; wires that stay local keep their address."""
-    before = _by_address(layout)
+    before = by_address(layout)
     wanted = _stored(stage, lowering)
     place = {w: p for p, w in enumerate(wanted)}
     leaving = [p for p in range(local_bits) if place[before[p]] >= local_bits]

@@ -165,9 +165,9 @@ def tile_kernels(primitives: Sequence[Primitive], *, wires: Sequence[int], size:
         chosen.append((group, tuple(steps)))
         previous = group
     if order.remaining:
-        last, steps = chosen[-1]
+        group, before = chosen[-1]
         rest = tuple(order.primitives[i] for i in order.drain(lambda i: True))
-        chosen[-1] = (last, (*steps, Step("phase", rest)))
+        chosen[-1] = (group, (*before, Step("phase", rest)))
     return _with_low(chosen, run, low)
 
 
@@ -218,8 +218,12 @@ def _grow(order: _Order, size: int, run: int, previous: frozenset[int] | None,
     group: set[int] = set()
     fresh = size if previous is None else size - run
     count = 0
+
+    def fits(i: int) -> bool:
+        return order.needs[i] <= group
+
     while True:
-        done = order.drain(lambda i: order.needs[i] <= group)
+        done = order.drain(fits)
         count += sum(1 for i in done if order.needs[i])
         missing = {}
         for i in order.ready:
@@ -231,7 +235,7 @@ def _grow(order: _Order, size: int, run: int, previous: frozenset[int] | None,
             return frozenset(group), count
         lacks = missing[rule(list(missing), missing)]
         fresh -= len(lacks if previous is None else lacks - previous)
-        group |= lacks
+        group.update(lacks)
 
 
 def _schedule(order: _Order, group: frozenset[int]) -> list[Step]:
