@@ -6,7 +6,9 @@ A group is contiguous on its wires, so it may stand at the place of its last gat
 
 from __future__ import annotations
 
-from planners.circuit.ir import Circuit, product_of, structure_of
+import numpy as np
+
+from planners.circuit.ir import TOLERANCE, Circuit, embed
 
 __all__ = ["diagonal_groups"]
 
@@ -43,20 +45,23 @@ def _next_on_wires(circuit: Circuit) -> list[dict[int, int]]:
 def _group_from(circuit: Circuit, first: int, following: list[dict[int, int]], used: set[int]) -> tuple[int, ...]:
     """The shortest diagonal group that starts at a gate; empty if there is none."""
     members = [first]
-    wires = set(circuit.gates[first].qubits)
+    wires = circuit.gates[first].qubits
     ahead = dict(following[first])
+    product = circuit.gates[first].matrix
     while ahead and len(members) < _LONGEST:
         index = min(ahead.values())
-        reach = wires | set(circuit.gates[index].qubits)
+        gate = circuit.gates[index]
+        reach = wires + tuple(q for q in gate.qubits if q not in wires)
         if index in used or len(reach) > 2:
             return ()
-        wires = reach
+        if len(reach) > len(wires):
+            product = embed(product, (0,), 2)
+            wires = reach
+        product = embed(gate.matrix, tuple(wires.index(q) for q in gate.qubits), len(wires)) @ product
         members.append(index)
-        for q in circuit.gates[index].qubits:
+        for q in gate.qubits:
             ahead.pop(q, None)
         ahead.update(following[index])
-        if len(members) > 2 or len(wires) == 1:
-            product = product_of([circuit.gates[i] for i in members])
-            if not structure_of(product.matrix).mixing:
-                return tuple(members)
+        if np.all(np.abs(product - np.diag(np.diag(product))) <= TOLERANCE):
+            return tuple(members)
     return ()
