@@ -42,7 +42,7 @@ from executors.circuit.state import allocate, gather
 from executors.circuit.tiling import tile_kernels
 from planners.circuit import Circuit, Gate, Kernel, KernelTable, Machine, Plan, Problem, Source, Stage
 from planners.circuit.gateset import BUILDERS
-from planners.circuit.generators import generate
+from planners.circuit.generators import BENCHMARKS, generate
 from planners.circuit.ir import commute, from_matrix, without_swaps
 from workbench.errors import NotBuilt, SpecError
 from workbench.plan import Certificate
@@ -183,10 +183,12 @@ def test_the_interpreter_agrees_with_the_reference() -> None:
     for seed in range(15):
         rng = np.random.default_rng(2000 + seed)
         circuit = random_circuit(rng, int(rng.integers(2, 10)), 30)
-        assert np.abs(stored(circuit, np.float64, Interpreter(), TileShape(size=6, run=3)) - dense(circuit)).max() < 1e-11
+        got = stored(circuit, np.float64, Interpreter(), TileShape(size=6, run=3))
+        assert np.abs(got - dense(circuit)).max() < 1e-11
 
 
-def test_without_a_compiler_the_interpreter_says_that_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_compiler_the_interpreter_says_that_it_is_one(monkeypatch: pytest.MonkeyPatch,
+                                                                tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
@@ -200,6 +202,17 @@ def test_without_a_compiler_the_interpreter_says_that_it_is_one(monkeypatch: pyt
     finally:
         engine.cache_clear()
         native_engine.cache_clear()
+
+
+@pytest.mark.parametrize("family", [*BENCHMARKS, "supremacy", "quantum_volume", "clifford_t"])
+def test_every_family_equals_the_reference_from_zero_and_from_any_state(family: str) -> None:
+    """Any start: the program for a general state, run on |0...0> that it is not told about."""
+    circuit = generate(family, qubits=12, rng=np.random.default_rng(8))
+    reference = dense(circuit)
+    for live in (False, True):
+        code = compile_circuit(circuit, dtype=np.float64, live=live, shape=TileShape(size=9, run=4))
+        state, _ = execute(code)
+        assert np.abs(gather(state, code.placement, qubits=12) - reference).max() < 1e-11
 
 
 def test_qft_of_a_basis_state_is_the_fourier_row() -> None:
@@ -382,13 +395,14 @@ def test_peak_memory_is_at_most_a_tenth_above_the_state() -> None:
     """25 qubits in single precision: 256 MiB of state, all of it written."""
     code = (
         "import numpy as np\n"
-        "from planners.circuit.generators import generate\n"
+        "from planners.circuit.generators import BENCHMARKS, generate\n"
         "from executors.circuit.local import compile_circuit, execute\n"
         "def peak():\n"
         "    return int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) * 1024\n"
         "warm = compile_circuit(generate('su2random', qubits=18, rng=np.random.default_rng(0)), dtype=np.float32)\n"
         "execute(warm)\n"
-        "c = compile_circuit(generate('su2random', qubits=25, rng=np.random.default_rng(0), layers=1), dtype=np.float32)\n"
+        "circuit = generate('su2random', qubits=25, rng=np.random.default_rng(0), layers=1)\n"
+        "c = compile_circuit(circuit, dtype=np.float32)\n"
         "before = peak()\n"
         "state, _ = execute(c)\n"
         "print((peak() - before) / state.nbytes)\n")

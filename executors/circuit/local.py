@@ -45,24 +45,34 @@ class Compilation:
     placement: Placement
     qubits: int
     empty: int
+    live: bool = False
 
 
 def compile_circuit(circuit: Circuit, *, dtype: npt.DTypeLike, on: Engine | None = None,
-                    shape: TileShape | None = None) -> Compilation:
-    """Lower, tile and emit a whole circuit for one shard that starts in |0...0>."""
+                    shape: TileShape | None = None, live: bool = False) -> Compilation:
+    """Lower, tile and emit a whole circuit for one shard.
+
+    ``live``: any start state is possible (wire q at address bit q); otherwise the program is for |0...0>, drops what
+    acts on wires that still hold 0, and must be run by ``execute``.
+    """
     real = np.dtype(dtype)
     on = on or engine()
     shape = shape or TileShape.default(real)
     bits = max(circuit.qubits, shape.run)
     lowering = Lowering(circuit.qubits)
+    if live:
+        lowering.live = [True] * circuit.qubits
     for gate in circuit.gates:
         lowering.add(gate)
     wires = list(range(bits))
-    kernels = tile_kernels(lowering.take(), wires=wires, size=min(shape.size, bits), run=shape.run, low=None)
+    kernels = tile_kernels(lowering.take(), wires=wires, size=min(shape.size, bits), run=shape.run,
+                           low=wires[: shape.run] if live else None)
     layout = first_layout(kernels[0].low if kernels else (), kernels[0].wires if kernels else (), wires)
+    if live:
+        layout = Layout({w: w for w in wires}, set(wires))
     program = emit(kernels, layout, address_bits=bits, lanes=on.lanes(real), run=shape.run, dtype=real)
     return Compilation(program=program, placement=placement_after(lowering, layout, circuit), qubits=circuit.qubits,
-                       empty=layout.empty(bits))
+                       empty=layout.empty(bits), live=live)
 
 
 def first_layout(low: Iterable[int], tile: Iterable[int], wires: Iterable[int]) -> Layout:
@@ -90,6 +100,8 @@ def execute(compilation: Compilation, *, on: Engine | None = None, threads: int 
     if state is None:
         state = allocate(1 << program.address_bits, np.result_type(program.dtype, np.complex64))
     run = int(program.kernels[0]["run"]) if len(program.kernels) else program.address_bits
+    if compilation.live:
+        state[:] = 0
     prepare_zero(state, run)
     seconds = on.run(program, state, shard=0, threads=threads or threads_available())
     clear_empty(state, compilation.empty)

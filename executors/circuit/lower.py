@@ -193,8 +193,7 @@ class Lowering:
         slope = s / c
         if abs(slope) < TINY:
             return
-        self._push(Turn(w, -slope if self.flip[w] else slope), (w,))
-        self.live[w] = True
+        self._push_turn(w, -slope if self.flip[w] else slope)
 
     # -- gates on several qubits -------------------------------------------------------------------------------------
 
@@ -404,6 +403,11 @@ class Lowering:
         self.live[target] = True
         past = self.history[target]
         between: list[int] = []
+        if len(past) > 1:
+            opened = self.out[past[-2]]
+            same = isinstance(opened, Flip) and opened.control == control and opened.target == target
+            if same and self._close_turn(past[-2], control, target):
+                return
         for at in reversed(past):
             found = self.out[at]
             if isinstance(found, Flip) and found.control == control and found.target == target:
@@ -416,6 +420,50 @@ class Lowering:
                 continue
             break
         self._push(Flip(control, target), (control, target))
+
+    def _push_turn(self, w: int, slope: float) -> None:
+        """A turn; merged with one right before it, and RY(-a) CZ RY(a) becomes one controlled reflection."""
+        self.live[w] = True
+        past = self.history[w]
+        last = self.out[past[-1]] if past else None
+        if isinstance(last, Turn):
+            angle = math.atan(last.slope) + math.atan(slope)
+            if abs(math.tan(angle)) <= STEEP and math.cos(angle) > 0:
+                last.slope = math.tan(angle)
+                if abs(last.slope) < TINY:
+                    self._remove(past[-1], (w,))
+                return
+        first = self.out[past[-2]] if len(past) > 1 else None
+        if isinstance(last, Phase) and isinstance(first, Turn) and abs(first.slope + slope) < TINY:
+            control = _signed_pair(last, w)
+            if control is not None and self._only_reads(control, past[-1]):
+                self._remove(past[-1], (w, control))
+                self._remove(past[-1], (w,))
+                c, s = _direction(slope)
+                back = np.array([[c, s], [-s, c]], dtype=np.complex128)
+                z = np.diag([1, -1]).astype(np.complex128)
+                self._push(Matrix(w, back.T @ z @ back, ((control, 1),)), (w, control))
+                return
+        self._push(Turn(w, slope), (w,))
+
+    def _remove(self, at: int, wires: Iterable[int]) -> None:
+        self.out[at] = None
+        for w in wires:
+            self.history[w].remove(at)
+
+    def _close_turn(self, first: int, control: int, target: int) -> bool:
+        """CX RY CX: a turn, and twice its inverse where the control is set. Whether the pattern was there."""
+        past = self.history[target]
+        turn = self.out[past[-1]]
+        if not isinstance(turn, Turn) or past[-2:-1] != [first] or not self._only_reads(control, first):
+            return False
+        self._remove(past[-1], (target,))
+        self._remove(first, (control, target))
+        self._push_turn(target, turn.slope)
+        c, s = _direction(turn.slope)
+        inverse = np.array([[c, s], [-s, c]], dtype=np.complex128)
+        self._push(Matrix(target, inverse @ inverse, ((control, 1),)), (target, control))
+        return True
 
     def _only_reads(self, wire: int, since: int) -> bool:
         """Whether everything on ``wire`` after primitive ``since`` leaves its value alone."""
@@ -454,6 +502,22 @@ class Lowering:
         for w in wires:
             self.history[w].append(len(self.out))
         self.out.append(primitive)
+
+
+def _direction(slope: float) -> tuple[float, float]:
+    """(cosine, sine) of the half angle whose tangent is ``slope``."""
+    length = math.hypot(1.0, slope)
+    return 1.0 / length, slope / length
+
+
+def _signed_pair(phase: Phase, wire: int) -> int | None:
+    """The other wire of a phase that is exactly CZ on ``wire`` and one more; else ``None``."""
+    if len(phase.terms) != 1 or len(phase.wires) != 2:
+        return None
+    (term, angle), = phase.terms.items()
+    if term != phase.wires or abs(abs(math.remainder(angle, 2 * math.pi)) - math.pi) > TINY:
+        return None
+    return phase.wires[0] if phase.wires[1] == wire else phase.wires[1]
 
 
 def _monomial(matrix: Array) -> bool:
