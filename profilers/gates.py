@@ -15,7 +15,7 @@ from typing import Protocol
 from workbench.errors import MissingProfile
 from workbench.spec import about, spec
 
-__all__ = ["GateCosts", "TileRunner", "fit"]
+__all__ = ["GateCosts", "TileRunner", "fit", "mean_absolute_error"]
 
 
 @spec

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from executors.circuit import run, simulate, verify
 from executors.circuit.compiled import Compiled, Engine, engine, native_engine
+from executors.circuit.costs import CLASSES, classes_of, predict
 from executors.circuit.gpu import GATE, DenseKernel, TileKernelArguments, available, kernel_programs, source
 from executors.circuit.interpreted import Interpreter
 from executors.circuit.local import TileShape, compile_circuit, execute
@@ -44,7 +46,8 @@ from planners.circuit import Circuit, Gate, Kernel, KernelTable, Machine, Plan, 
 from planners.circuit.gateset import BUILDERS
 from planners.circuit.generators import BENCHMARKS, generate
 from planners.circuit.ir import commute, from_matrix, without_swaps
-from workbench.errors import NotBuilt, SpecError
+from profilers.gates import GateCosts, fit
+from workbench.errors import MissingProfile, NotBuilt, SpecError
 from workbench.plan import Certificate
 
 HAS_COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -462,6 +465,43 @@ def test_pauli_text_is_read_and_refused() -> None:
     for wrong in ("Q1", "X", "X1 Z1"):
         with pytest.raises(SpecError):
             parse_pauli(wrong)
+
+
+# -- costs of the native kernels ---------------------------------------------------------------------------------------
+
+
+class ExactMachine:
+    """A machine whose operations take known times: 8 of load, 4 of store, and a fixed time a class."""
+
+    amplitudes = 1 << 10
+    truth: ClassVar[dict[str, float]] = {"rotate_rows1": 3.0, "phase_table": 5.0}
+
+    def seconds(self, name: str | None, count: int) -> float:
+        return self.amplitudes * (12.0 + count * self.truth.get(name or "", 0.0))
+
+    def seconds_without_load(self) -> float:
+        return self.amplitudes * 4.0
+
+
+def test_the_profiler_finds_the_costs_of_a_machine_that_has_them() -> None:
+    costs = fit(ExactMachine(), list(ExactMachine.truth), device="exact", amplitude_bytes=16, tile_qubits=10, threads=1)
+    assert costs.class_s == pytest.approx(ExactMachine.truth)
+    assert (costs.load_s, costs.store_s) == pytest.approx((8.0, 4.0))
+    with pytest.raises(MissingProfile, match="dense_rows"):
+        costs.operation_s("dense_rows")
+
+
+@needs_compiler
+def test_every_operation_of_every_family_has_a_class_and_a_price() -> None:
+    lanes = native_engine().lanes(np.float32)
+    unit = GateCosts(device="unit", amplitude_bytes=8, tile_qubits=15, threads=1, load_s=1.0, store_s=1.0,
+                     class_s=dict.fromkeys(CLASSES, 0.0))
+    for family in [*BENCHMARKS, "supremacy", "quantum_volume", "clifford_t"]:
+        code = compile_circuit(generate(family, qubits=18, rng=np.random.default_rng(1)), dtype=np.float32)
+        priced = predict(code.program, unit, lanes=lanes)
+        # free operations leave load and store: at least the amplitudes written, at most twice the state
+        assert all(2**15 <= seconds <= 2 * 2**18 for seconds in priced)
+        assert sum(map(len, classes_of(code.program, lanes=lanes))) == len(code.program.ops)
 
 
 # -- the virtual clock -----------------------------------------------------------------------------------------------

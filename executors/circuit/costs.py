@@ -124,11 +124,11 @@ class Sampler:
     def seconds(self, name: str | None, count: int) -> float:
         """One timed run of a kernel with ``count`` operations of a class."""
         step = [] if name is None else [self._step(name)]
-        return self._time(self._program(step * count, live=True))
+        return self._time(self._program(step * count))
 
     def seconds_without_load(self) -> float:
         """One timed run of a kernel whose rows are known to be zero but the first (it is not read)."""
-        program = self._program([], live=True)
+        program = self._program([])
         mask = int(program.kernels["inside"][0]) & ~((1 << self.shape.run) - 1)
         program.kernels["empty"] = mask
         return self._time(program)
@@ -138,8 +138,8 @@ class Sampler:
         self.on.run(program, self.state, shard=0, threads=self.threads)
         return self.clock() - began
 
-    def _program(self, steps: list[Step], *, live: bool) -> Program:
-        layout = Layout({w: w for w in range(self.qubits)}, set(range(self.qubits)) if live else set())
+    def _program(self, steps: list[Step]) -> Program:
+        layout = Layout({w: w for w in range(self.qubits)}, set(range(self.qubits)))
         kernel = TileKernel(frozenset(self.wires), tuple(range(self.shape.run)), tuple(steps))
         return emit([kernel], layout, address_bits=self.qubits, lanes=self.on.lanes(self.dtype), run=self.shape.run,
                     dtype=self.dtype)
@@ -151,21 +151,23 @@ class Sampler:
         s = np.sqrt(0.5)
         h = np.array([[s, s], [s, -s]], dtype=np.complex128)
         u = np.array([[s, 1j * s], [1j * s, s]], dtype=np.complex128)
+        pair = np.asarray(np.kron(u, h), dtype=np.complex128)
+        triple = np.asarray(np.kron(u, np.kron(h, u)), dtype=np.complex128)
         spread = [row[len(row) // 4], row[len(row) // 2], row[-1]]
         matrices: dict[str, list[Primitive]] = {
             **{f"rotate_rows{k}": [Turn(w, 1e-3) for w in spread[:k]] for k in (1, 2, 3)},
             **{f"rotate_lanes{k}": [Turn(w, 1e-3) for w in lane[:k]] for k in (1, 2, 4)},
             "matrix_row_real": [Matrix(spread[1], h, ())], "matrix_row": [Matrix(spread[1], u, ())],
             "matrix_lane": [Matrix(lane[0], u, ())],
-            "dense_rows": [Dense((spread[0], spread[2]), np.kron(u, h), ())],
-            "dense_mixed": [Dense((lane[1 % len(lane)], spread[1]), np.kron(u, h), ())],
-            "dense_lanes": [Dense((lane[0], lane[-1]), np.kron(u, h), ())],
-            "dense_any3": [Dense((lane[0], spread[0], spread[2]), np.kron(u, np.kron(h, u)), ())],
+            "dense_rows": [Dense((spread[0], spread[2]), pair, ())],
+            "dense_mixed": [Dense((lane[1 % len(lane)], spread[1]), pair, ())],
+            "dense_lanes": [Dense((lane[0], lane[-1]), pair, ())],
+            "dense_any3": [Dense((lane[0], spread[0], spread[2]), triple, ())],
         }
         if name in matrices:
             return Step("matrix", tuple(matrices[name]))
         low, high = self.wires[:8], self.wires[8:]
-        phases = {
+        phases: dict[str, dict[tuple[int, ...], float]] = {
             "phase_scalar": {(w,): 0.3 for w in high},
             "phase_table": {(w,): 0.3 for w in self.wires},
             "phase_cross": {**{(w,): 0.3 for w in self.wires}, **{(low[i % 8], w): 0.2 for i, w in enumerate(high)}},
