@@ -16,6 +16,8 @@ import cmath
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +78,33 @@ class Dense:
 Primitive = Phase | Turn | Flip | Matrix | Dense
 
 
+class _Anatomy(NamedTuple):
+    """A gate of several qubits without its flips: X on these positions comes after."""
+
+    matrix: Array
+    fixed: tuple[int, ...]
+    mixing: tuple[int, ...]
+    blocks: tuple[Array, ...]
+    monomial: bool
+
+
+@lru_cache(maxsize=65536)
+def _anatomy(name: str, params: tuple[float, ...], controls: tuple[int, ...],
+             unitary: tuple[tuple[float, float], ...] | None, count: int) -> _Anatomy:
+    gate = Gate(name=name, qubits=tuple(range(count)), params=params, controls=controls, unitary=unitary)
+    matrix, shape = gate.matrix, gate.structure
+    if shape.flips:
+        matrix = matrix[np.arange(len(matrix)) ^ sum(1 << p for p in shape.flips)]
+    fixed, mixing = tuple(sorted(shape.diagonal + shape.flips)), shape.mixing
+    inner = [sum(1 << p for j, p in enumerate(mixing) if i >> j & 1) for i in range(1 << len(mixing))]
+    blocks = []
+    for value in range(1 << len(fixed)):
+        held = sum(1 << p for i, p in enumerate(fixed) if value >> i & 1)
+        index = np.array([held | i for i in inner])
+        blocks.append(matrix[index[:, None], index])
+    return _Anatomy(matrix, fixed, mixing, tuple(blocks), _monomial(matrix))
+
+
 @dataclass(slots=True)
 class Lowering:
     """The running state of the translation; feed gates in order with ``add``, take primitives with ``take``.
@@ -114,12 +143,9 @@ class Lowering:
             before = self.pending.get(wires[0])
             self.pending[wires[0]] = matrix if before is None else matrix @ before
             return
-        if shape.flips:
-            turned = sum(1 << p for p in shape.flips)
-            matrix = matrix[np.arange(len(matrix)) ^ turned]
         for p in shape.flips:
             self._flush(wires[p])
-        self._multi(wires, matrix, shape.diagonal + shape.flips, shape.mixing)
+        self._multi(wires, _anatomy(gate.name, gate.params, gate.controls, gate.unitary, len(wires)))
         for p in shape.flips:
             self.flip[wires[p]] ^= 1
 
@@ -197,38 +223,30 @@ class Lowering:
 
     # -- gates on several qubits -------------------------------------------------------------------------------------
 
-    def _multi(self, wires: Sequence[int], matrix: Array, fixed: Sequence[int], mixing: Sequence[int]) -> None:
+    def _multi(self, wires: Sequence[int], parts: _Anatomy) -> None:
         """A gate that is block-diagonal in the positions ``fixed`` and mixes the others."""
+        matrix = parts.matrix
         for p, w in enumerate(wires):
             u = self.pending.get(w)
             if u is None:
                 continue
-            if len(mixing) == 2 and len(wires) == 2:
-                wide = np.kron(np.eye(2), u) if p == 0 else np.kron(u, np.eye(2))
-                if not _monomial(matrix):
-                    matrix = matrix @ wide
-                    del self.pending[w]
-                    continue
-            if p in fixed and abs(u[0, 1]) < TINY and abs(u[1, 0]) < TINY:
-                continue  # commutes: wait for more
-            self._flush(w)
-        fixed = sorted(fixed)
-        blocks = []
-        for value in range(1 << len(fixed)):
-            held = sum(1 << p for i, p in enumerate(fixed) if value >> i & 1)
-            index = [held | sum(1 << p for j, p in enumerate(mixing) if inner >> j & 1)
-                     for inner in range(1 << len(mixing))]
-            blocks.append(matrix[np.ix_(index, index)])
-        controls = [wires[p] for p in fixed]
-        targets = [wires[p] for p in mixing]
+            if len(wires) == 2 and len(parts.mixing) == 2 and not parts.monomial:
+                matrix = matrix @ (np.kron(np.eye(2), u) if p == 0 else np.kron(u, np.eye(2)))
+                del self.pending[w]
+            elif p not in parts.fixed or abs(u[0, 1]) > TINY or abs(u[1, 0]) > TINY:
+                self._flush(w)  # else it commutes: wait for more
+        controls = [wires[p] for p in parts.fixed]
+        targets = [wires[p] for p in parts.mixing]
         if not targets:
-            self._diagonal(controls, [cmath.phase(complex(b[0, 0])) for b in blocks])
+            self._diagonal(controls, [cmath.phase(complex(b[0, 0])) for b in parts.blocks])
         elif len(targets) == 1:
-            self._multiplexed(controls, targets[0], blocks)
-        elif _monomial(matrix) and not controls and len(targets) == 2:
+            self._multiplexed(controls, targets[0], parts.blocks)
+        elif parts.monomial and not controls and len(targets) == 2:
             self._permutation2(targets, matrix)
+        elif not controls:
+            self._dense(targets, matrix, ())
         else:
-            for value, block in enumerate(blocks):
+            for value, block in enumerate(parts.blocks):
                 if np.max(np.abs(block - np.eye(len(block)))) > TINY:
                     self._dense(targets, block, self._held(controls, value))
 
