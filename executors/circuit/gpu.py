@@ -1,17 +1,18 @@
 """A plan's own kernels on one GPU: dense fused matrices and tiles in shared memory (CUDA C through cupy).
 
 ``kernel_programs`` turns each plan kernel into arguments of the two device functions in ``native/gates.cu``; it needs
-no GPU, and the tests run its output through the same source compiled as C++. All shards of the plan lie in one
-device's memory one after the other; an exchange swaps strided regions between them.
+no GPU, and the tests run its output through the same source compiled as C++. One process holds all shards in one
+device's memory and swaps strided regions between them; a torchrun job holds one shard a rank and exchanges over NCCL.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,11 @@ from planners.circuit.load import planned_circuit
 from workbench.errors import SpecError
 from workbench.outcome import Outcome
 
-__all__ = ["GATE", "DenseKernel", "StageKernels", "TileKernelArguments", "available", "kernel_programs", "run",
-           "source"]
+if TYPE_CHECKING:
+    from executors.circuit.ranks import RankResult
+
+__all__ = ["GATE", "DenseKernel", "Launcher", "StageKernels", "TileKernelArguments", "available", "kernel_programs",
+           "run", "run_rank", "source"]
 
 GATE = np.dtype([("kind", "i4"), ("bits", "i4"), ("bit", "i4", 4), ("tile_mask", "u8"), ("tile_value", "u8"),
                  ("address_mask", "u8"), ("address_value", "u8"), ("matrix", "i4"), ("pad", "i4")], align=True)
@@ -222,7 +226,7 @@ def _product(primitives: Sequence[Primitive], bits: tuple[int, ...], layout: Lay
 
 
 def run(problem: Problem, plan: Plan, *, dtype: np.dtype) -> Outcome:
-    """Run on the first GPU; all shards in its memory."""
+    """Run on the first GPU, all shards in its memory."""
     import cupy
 
     from executors.circuit.compiled import threads_available
@@ -230,15 +234,12 @@ def run(problem: Problem, plan: Plan, *, dtype: np.dtype) -> Outcome:
 
     began = time.perf_counter()
     code, stages = kernel_programs(problem, plan)
-    real = "float" if dtype.itemsize == 4 else "double"
-    module = cupy.RawModule(code=source(), options=("--std=c++17", f"-DREAL={real}"))
-    launch_dense, launch_tiles = module.get_function("dense"), module.get_function("tiles")
+    launch = Launcher(dtype)
     compile_s = time.perf_counter() - began
-    kind = np.result_type(dtype, np.complex64)
-    state = cupy.zeros(1 << code.qubits, dtype=kind)
+    state = cupy.zeros(1 << code.qubits, dtype=launch.kind)
     state[0] = 1
     shards = list(state.reshape(code.shards, -1))
-    done = InProcess(np.zeros(0, dtype=kind))
+    done = InProcess(np.zeros(0, dtype=launch.kind))
     for stage, kernels in zip(code.stages, stages, strict=True):
         if stage.exchange is not None:
             began = time.perf_counter()
@@ -246,18 +247,73 @@ def run(problem: Problem, plan: Plan, *, dtype: np.dtype) -> Outcome:
             cupy.cuda.Device().synchronize()
             done.exchange_s.append(time.perf_counter() - began)
         began = time.perf_counter()
-        for kernel in kernels.kernels:
-            for number, shard in enumerate(shards):
-                if isinstance(kernel, DenseKernel):
-                    _launch_dense(launch_dense, shard, kernel, number, kind)
-                else:
-                    _launch_tiles(launch_tiles, shard, kernel, number << code.local_bits, kind)
-                done.kernels += 1
+        for number, shard in enumerate(shards):
+            launch.stage(kernels, shard, number, code.local_bits)
         cupy.cuda.Device().synchronize()
         done.stage_s.append(time.perf_counter() - began)
     done.state = cupy.asnumpy(state)
     return outcome_of(problem, plan, code, done, engine="cupy RawKernel", threads=threads_available(),
                       compile_s=compile_s, passes=[len(s.kernels) for s in stages])
+
+
+def run_rank(problem: Problem, plan: Plan, *, dtype: np.dtype) -> tuple[ShardedCode, RankResult]:
+    """Run this rank's shard on its own GPU (LOCAL_RANK), exchanging over NCCL; the process group must be up."""
+    import cupy
+    import torch
+    import torch.utils.dlpack
+
+    from executors.circuit import ranks
+
+    code, stages = kernel_programs(problem, plan)
+    rank = ranks.check_size(code)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.set_device(local)
+    with cupy.cuda.Device(local):
+        launch = Launcher(dtype)
+        state = cupy.zeros(1 << code.local_bits, dtype=launch.kind)
+        state[0] = 1 if rank == 0 else 0
+        result = ranks.RankResult(rank, np.zeros(0, dtype=launch.kind))
+
+        def swap(piece: Any, to: int, source: int) -> int:
+            out = cupy.ascontiguousarray(piece).reshape(-1).view(cupy.uint8)
+            cupy.cuda.Device().synchronize()
+            into = ranks.trade(torch.utils.dlpack.from_dlpack(out), to, source)
+            torch.cuda.synchronize()
+            piece[...] = cupy.from_dlpack(into).view(launch.kind).reshape(piece.shape)
+            return int(out.size)
+
+        for stage, kernels in zip(code.stages, stages, strict=True):
+            if stage.exchange is not None:
+                began = time.perf_counter()
+                result.sent_bytes.append(ranks.exchange_regions(state, stage.exchange, rank, swap))
+                cupy.cuda.Device().synchronize()
+                result.exchange_s.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            launch.stage(kernels, state, rank, code.local_bits)
+            cupy.cuda.Device().synchronize()
+            result.stage_s.append(time.perf_counter() - began)
+        result.state = cupy.asnumpy(state)
+    return code, result
+
+
+class Launcher:
+    """The device functions for one precision on the current device."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        import cupy
+
+        self.kind = np.result_type(dtype, np.complex64)
+        real = "float" if dtype.itemsize == 4 else "double"
+        module = cupy.RawModule(code=source(), options=("--std=c++17", f"-DREAL={real}"))
+        self.dense, self.tiles = module.get_function("dense"), module.get_function("tiles")
+
+    def stage(self, kernels: StageKernels, shard: Any, number: int, local_bits: int) -> None:
+        """Launch a stage's kernels on one shard, in order."""
+        for kernel in kernels.kernels:
+            if isinstance(kernel, DenseKernel):
+                _launch_dense(self.dense, shard, kernel, number, self.kind)
+            else:
+                _launch_tiles(self.tiles, shard, kernel, number << local_bits, self.kind)
 
 
 def _launch_dense(function: Any, shard: Any, kernel: DenseKernel, number: int, kind: np.dtype) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,8 +35,12 @@ from executors.circuit.state import State, allocate, clear_empty, prepare_zero
 from planners.circuit import Plan, Problem
 from workbench.errors import SpecError
 
-__all__ = ["RankResult", "group", "in_group", "run_rank", "spawn", "summed", "summed_complex"]
+__all__ = [
+    "RankResult", "Swap", "check_size", "exchange_regions", "group", "in_group", "run_rank", "spawn", "summed",
+    "summed_complex", "swap_on_host", "trade",
+]
 
+Swap = Callable[[Any, int, int], int]
 BUFFER_AMPLITUDES = 1 << 20
 """Amplitudes a rank sends at a time: bounds the memory beside the state."""
 
@@ -48,7 +52,6 @@ class RankResult:
     rank: int
     state: State
     sent_bytes: list[int] = field(default_factory=list)
-    messages: int = 0
     stage_s: list[float] = field(default_factory=list)
     exchange_s: list[float] = field(default_factory=list)
 
@@ -59,16 +62,13 @@ def run_rank(code: ShardedCode, *, dtype: Any, threads: int, on: Engine) -> Rank
     Raises:
         SpecError: the group has another size.
     """
-    rank, size = dist.get_rank(), dist.get_world_size()
-    if size != code.shards:
-        raise SpecError(f"the plan has {code.shards} shards but the job has {size} ranks",
-                        hint=f"start {code.shards} ranks, or plan for local_qubits = n - log2(ranks)")
+    rank = check_size(code)
     state = allocate(1 << code.local_bits, np.result_type(dtype, np.complex64))
     result = RankResult(rank, state)
     for index, stage in enumerate(code.stages):
         if stage.exchange is not None:
             began = time.perf_counter()
-            result.sent_bytes.append(_exchange(result, stage.exchange, rank))
+            result.sent_bytes.append(exchange_regions(state, stage.exchange, rank, swap_on_host))
             result.exchange_s.append(time.perf_counter() - began)
         began = time.perf_counter()
         if index == 0:
@@ -83,9 +83,26 @@ def run_rank(code: ShardedCode, *, dtype: Any, threads: int, on: Engine) -> Rank
     return result
 
 
-def _exchange(result: RankResult, exchange: Exchange, rank: int) -> int:
-    """Trade regions with the 2^m - 1 partners, then move the whole shard if its number changes; bytes sent."""
-    state, pairs = result.state, exchange.pairs
+def check_size(code: ShardedCode) -> int:
+    """This process's rank in a group as large as the plan's shards.
+
+    Raises:
+        SpecError: the group has another size.
+    """
+    size = dist.get_world_size()
+    if size != code.shards:
+        raise SpecError(f"the plan has {code.shards} shards but the job has {size} ranks",
+                        hint=f"start {code.shards} ranks, or plan for local_qubits = n - log2(ranks)")
+    return dist.get_rank()
+
+
+def exchange_regions(state: Any, exchange: Exchange, rank: int, swap: Swap) -> int:
+    """Trade regions with the 2^m - 1 partners, then move the whole shard if its number changes; bytes sent.
+
+    ``state`` is this rank's shard as a NumPy or cupy array; ``swap(piece, to, source)`` sends a piece, overwrites it
+    with what ``source`` sends, and returns the bytes sent.
+    """
+    pairs = exchange.pairs
     mine = sum((rank >> bit & 1) << i for i, (_, bit) in enumerate(pairs))
     rest = rank & ~sum(1 << bit for _, bit in pairs)
     sent = 0
@@ -93,32 +110,38 @@ def _exchange(result: RankResult, exchange: Exchange, rank: int) -> int:
         theirs = mine ^ step
         partner = rest | sum((theirs >> i & 1) << bit for i, (_, bit) in enumerate(pairs))
         for piece in region_pieces(region(state, pairs, theirs), BUFFER_AMPLITUDES):
-            sent += _swap(result, piece, to=partner, source=partner)
+            sent += swap(piece, partner, partner)
     target = moved_shard(rank, exchange)
     if target != rank:
         source = next(s for s in range(dist.get_world_size()) if moved_shard(s, exchange) == rank)
         for piece in region_pieces(state, BUFFER_AMPLITUDES):
-            sent += _swap(result, piece, to=target, source=source)
+            sent += swap(piece, target, source)
     return sent
 
 
-def _swap(result: RankResult, piece: State, *, to: int, source: int) -> int:
-    """Send a piece and overwrite it with what ``source`` sends; bytes sent."""
+def swap_on_host(piece: State, to: int, source: int) -> int:
+    """``Swap`` for NumPy pieces."""
     out = torch.from_numpy(np.array(piece).reshape(-1).view(np.uint8))
-    into = torch.empty_like(out)
-    for request in dist.batch_isend_irecv([dist.P2POp(dist.isend, out, to), dist.P2POp(dist.irecv, into, source)]):
-        request.wait()
+    into = trade(out, to, source)
     piece[...] = into.numpy().view(piece.dtype).reshape(piece.shape)
-    result.messages += 1
     return out.numel()
 
 
+def trade(out: torch.Tensor, to: int, source: int) -> torch.Tensor:
+    """Send one tensor and receive its like, both under way at once (gloo or NCCL)."""
+    into = torch.empty_like(out)
+    operations = [dist.P2POp(dist.isend, out, to), dist.P2POp(dist.irecv, into, source)]
+    for request in dist.batch_isend_irecv(operations):
+        request.wait()
+    return into
+
+
 @contextlib.contextmanager
-def group() -> Iterator[None]:
+def group(backend: str = "gloo") -> Iterator[None]:
     """The process group of this job, opened here unless the caller already has one."""
     opened = not dist.is_initialized()
     if opened:
-        dist.init_process_group("gloo")
+        dist.init_process_group(backend)
     try:
         yield
     finally:
@@ -126,18 +149,18 @@ def group() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def summed(values: list[float]) -> list[float]:
-    """Sums over all ranks."""
-    tensor = torch.tensor(values, dtype=torch.float64)
+def summed(values: list[float], *, device: str = "cpu") -> list[float]:
+    """Sums over all ranks; ``device`` is where the group's backend works."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return [float(v) for v in tensor]
 
 
-def summed_complex(values: npt.NDArray[np.complex128]) -> npt.NDArray[np.complex128]:
+def summed_complex(values: npt.NDArray[np.complex128], *, device: str = "cpu") -> npt.NDArray[np.complex128]:
     """Sums over all ranks of an array that each rank fills in part."""
-    tensor = torch.from_numpy(values.view(np.float64).copy())
+    tensor = torch.from_numpy(values.view(np.float64).copy()).to(device)
     dist.all_reduce(tensor)
-    return tensor.numpy().view(np.complex128)
+    return tensor.cpu().numpy().view(np.complex128)
 
 
 def spawn(problem: Problem, plan: Plan, *, ranks: int, dtype: Any, folder: Path, threads: int = 1) -> list[RankResult]:
@@ -162,7 +185,7 @@ def _member(problem: Problem, plan: Plan, rank: int, ranks: int, port: int, dtyp
     with group():
         result = in_group(problem, plan, dtype=dtype, threads=threads)
         np.savez(Path(folder) / f"shard{rank}.npz", state=result.state, sent=result.sent_bytes,
-                 messages=result.messages, stage=result.stage_s, exchange=result.exchange_s)
+                 stage=result.stage_s, exchange=result.exchange_s)
         dist.barrier()
 
 
@@ -175,7 +198,7 @@ def in_group(problem: Problem, plan: Plan, *, dtype: Any, threads: int) -> RankR
 
 def _load(folder: Path, rank: int) -> RankResult:
     with np.load(folder / f"shard{rank}.npz") as data:
-        return RankResult(rank, data["state"], data["sent"].tolist(), int(data["messages"]), data["stage"].tolist(),
+        return RankResult(rank, data["state"], data["sent"].tolist(), data["stage"].tolist(),
                           data["exchange"].tolist())
 
 

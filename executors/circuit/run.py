@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ from workbench.errors import SpecError
 from workbench.outcome import Metric, Outcome
 from workbench.plan import Violation
 from workbench.timeline import Span, Timeline
+
+if TYPE_CHECKING:
+    from executors.circuit.ranks import RankResult
 
 __all__ = ["InProcess", "exchange_shards", "outcome_of", "reference_state", "run", "run_in_process", "verify"]
 
@@ -121,34 +125,55 @@ def run(problem: Problem, plan: Plan, *, device: str) -> Outcome:
         from executors.circuit import gpu
 
         if gpu.available():
-            return gpu.run(problem, plan, dtype=dtype)
+            return _as_gpu_rank(problem, plan, dtype) if in_job() else gpu.run(problem, plan, dtype=dtype)
         if device == "cuda":
             raise SpecError("no CUDA device or no cupy", allowed=["cpu"], next_command="wb doctor")
     on = engine_for(len(plan.stages[0].local), dtype)
     began = time.perf_counter()
     code = compile_plan(problem, plan, dtype=dtype, on=on)
     compile_s = time.perf_counter() - began
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if in_job():
         return _as_rank(problem, plan, code, dtype=dtype, on=on, compile_s=compile_s)
     done = run_in_process(code, dtype=dtype, on=on)
     return outcome_of(problem, plan, code, done, engine=on.name, threads=threads_available(), compile_s=compile_s,
                       passes=[len(stage.program.kernels) for stage in code.stages])
 
 
+def in_job() -> bool:
+    """Whether this process is one rank of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _as_rank(problem: Problem, plan: Plan, code: ShardedCode, *, dtype: np.dtype, on: Engine, compile_s: float
              ) -> Outcome:
-    """This process is one rank of a job: every rank gets the outcome of its own shard."""
+    """This process is one rank of a job: every rank gets the whole job's metrics and its own shard's times."""
     from executors.circuit import ranks
 
     with ranks.group():
         part = ranks.run_rank(code, dtype=dtype, threads=threads_available(), on=on)
-        total = ranks.summed([norm(part.state), float(sum(part.sent_bytes))])
-        probes = _probes(code, part.state, shard=part.rank)
-        values = ranks.summed_complex(amplitudes(part.state, code.placement, probes, shard=part.rank))
+        return _rank_outcome(problem, plan, code, part, engine=on.name, compile_s=compile_s,
+                             passes=[len(stage.program.kernels) for stage in code.stages], device="cpu")
+
+
+def _as_gpu_rank(problem: Problem, plan: Plan, dtype: np.dtype) -> Outcome:
+    from executors.circuit import gpu, ranks
+
+    with ranks.group("nccl"):
+        code, part = gpu.run_rank(problem, plan, dtype=dtype)
+        return _rank_outcome(problem, plan, code, part, engine="cupy RawKernel", compile_s=0.0,
+                             passes=[len(stage.kernels) for stage in plan.stages], device="cuda")
+
+
+def _rank_outcome(problem: Problem, plan: Plan, code: ShardedCode, part: RankResult, *, engine: str, compile_s: float,
+                  passes: list[int], device: str) -> Outcome:
+    from executors.circuit import ranks
+
+    total = ranks.summed([norm(part.state), float(sum(part.sent_bytes))], device=device)
+    probes = _probes(code, part.state, shard=part.rank)
+    values = ranks.summed_complex(amplitudes(part.state, code.placement, probes, shard=part.rank), device=device)
     done = InProcess(part.state, part.stage_s, part.exchange_s, part.sent_bytes)
-    return _outcome(problem, plan, code, done, engine=on.name, threads=threads_available(), compile_s=compile_s,
-                    passes=[len(stage.program.kernels) for stage in code.stages], norm_=total[0], sent=int(total[1]),
-                    probes=probes, values=values)
+    return _outcome(problem, plan, code, done, engine=engine, threads=threads_available(), compile_s=compile_s,
+                    passes=passes, norm_=total[0], sent=int(total[1]), probes=probes, values=values)
 
 
 def outcome_of(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *, engine: str, threads: int,

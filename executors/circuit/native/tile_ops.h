@@ -108,6 +108,7 @@ static void NAME(rotate_lanes)(vec *restrict t, long rows, int count, const int 
         for (long i = 0; i < 2 * rows; i++) t[i] += s[0] * shuffle(t[i], index[0]);
         return;
     }
+#if LW > 1
     if (count == 2) {
         for (long i = 0; i < 2 * rows; i++) {
             vec x = t[i];
@@ -117,6 +118,7 @@ static void NAME(rotate_lanes)(vec *restrict t, long rows, int count, const int 
         }
         return;
     }
+#endif
     for (long i = 0; i < 2 * rows; i++) {
         vec x = t[i];
         for (int k = 0; k < LW; k++) x += s[k] * shuffle(x, index[k]);
