@@ -19,9 +19,10 @@ from executors.circuit.local import TileShape
 from executors.circuit.lower import Dense, Flip, Matrix, Phase, Primitive, Turn
 from executors.circuit.state import State, allocate
 from executors.circuit.tiling import Step, TileKernel
+from planners.circuit import KernelTable
 from profilers.gates import GateCosts, fit
 
-__all__ = ["CLASSES", "Sampler", "classes_of", "measure_costs", "predict"]
+__all__ = ["CLASSES", "Sampler", "classes_of", "kernel_table", "measure_costs", "predict"]
 
 CLASSES = (
     "rotate_rows1", "rotate_rows2", "rotate_rows3", "rotate_lanes1", "rotate_lanes2", "rotate_lanes4",
@@ -195,3 +196,27 @@ def measure_costs(*, dtype: npt.DTypeLike, qubits: int = 22, threads: int | None
     return fit(sampler, usable, device=f"{platform.machine()}, {on.name}",
                amplitude_bytes=2 * np.dtype(dtype).itemsize, tile_qubits=sampler.shape.size, threads=threads,
                repeats=repeats)
+
+
+def kernel_table(costs: GateCosts, *, local_qubits: int, name: str) -> KernelTable:
+    """The planner's cost table of this machine: seconds over one shard of 2^local_qubits amplitudes.
+
+    A tile kernel's base is one read and one write. A gate inside is priced at its share of the pass it joins: turns go
+    three to a pass, phases and linear maps many to a pass (taken as four), everything else alone. Fused matrices wider
+    than two qubits have no fast kernel here and are priced at what the general one takes.
+    """
+    amplitudes = 1 << local_qubits
+    at = costs.class_s
+    base = costs.load_s + costs.store_s
+    phase, linear, turn = at["phase_table"] / 4, at["permute2"] / 4, at["rotate_rows3"] / 3
+    fused = [0.0, at["matrix_row"], at["dense_rows"], *(at["dense_any3"] * 2.0 ** (m - 3) for m in range(3, 8))]
+    gates = {
+        "diagonal1": phase, "diagonal2": phase, "diagonal3": phase, "permutation1": linear, "permutation2": linear,
+        "dense1": turn + phase, "dense2": at["dense_rows"], "controlled1": at["matrix_row"] / 2,
+        "controlled2": at["dense_any3"] / 4, "*": at["dense_any3"],
+    }
+    return KernelTable(
+        name=name, fusion_s=(0.0, *((base + f) * amplitudes for f in fused[1:])), tile_s=(base * amplitudes,),
+        tile_gate_s={k: v * amplitudes for k, v in gates.items()}, tile_qubits=costs.tile_qubits,
+        pinned_qubits=TileShape.default(np.float32 if costs.amplitude_bytes == 8 else np.float64).run,
+        origin=costs.device)
