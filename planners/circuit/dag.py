@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 from planners.circuit.ir import Axis, Circuit, axes
 
-__all__ = ["Relation", "StageDag", "bits", "contract", "gate_axes", "mask_of", "runnable"]
+__all__ = ["Relation", "StageDag", "bits", "contract", "contract_forward", "direct_of", "gate_axes", "mask_of",
+           "runnable"]
 
 Relation = Literal["program", "commutation"]
 
@@ -83,12 +84,14 @@ def runnable(circuit: Circuit, order: Sequence[int], ways: Sequence[tuple[Axis, 
 
 def contract(circuit: Circuit, relation: Relation) -> StageDag:
     """The contracted precedence graph of a circuit's gates with non-insular qubits."""
-    masks, ancestors = _forward(circuit, gate_axes(circuit, relation))
+    needs = [mask_of(gate.mixing) for gate in circuit.gates]
+    masks, ancestors, _ = contract_forward([gate.qubits for gate in circuit.gates], gate_axes(circuit, relation), needs)
     return _link(*_backward(masks, ancestors))
 
 
-def _forward(circuit: Circuit, ways: Sequence[tuple[Axis, ...]]) -> tuple[list[int], list[int]]:
-    """Masks and ancestor sets after rules (a) and (b), gate by gate.
+def contract_forward(qubits: Sequence[Sequence[int]], ways: Sequence[tuple[Axis, ...]],
+                     needs: Sequence[int]) -> tuple[list[int], list[int], list[int | None]]:
+    """Masks and ancestor sets of nodes after rules (a) and (b), and the node of each gate (absent: needs nothing).
 
     On each wire the gates form runs of one axis. A gate follows all gates of the last run of another axis; through
     them it follows everything before. ``settled`` holds the nodes of the runs before the current one, ``latest`` those
@@ -96,33 +99,36 @@ def _forward(circuit: Circuit, ways: Sequence[tuple[Axis, ...]]) -> tuple[list[i
     """
     masks: list[int] = []
     ancestors: list[int] = []
-    kind: list[Axis] = ["none"] * circuit.qubits
-    settled = [0] * circuit.qubits
-    latest = [0] * circuit.qubits
-    for gate, way in zip(circuit.gates, ways, strict=True):
+    nodes: list[int | None] = []
+    kind: dict[int, Axis] = {}
+    settled: dict[int, int] = {}
+    latest: dict[int, int] = {}
+    for wires, way, mask in zip(qubits, ways, needs, strict=True):
         direct = 0
-        for q, a in zip(gate.qubits, way, strict=True):
+        for q, a in zip(wires, way, strict=True):
             if a != "i":
-                direct |= settled[q] if a != "none" and a == kind[q] else latest[q]
+                direct |= settled[q] if a != "none" and a == kind.get(q) else latest.get(q, 0)
         direct = _maximal(direct, ancestors)
-        mask = mask_of(gate.mixing)
+        node = None
         if mask:
-            only = direct.bit_length() - 1
-            if not (direct and direct == 1 << only and not mask & ~masks[only]):
+            node = direct.bit_length() - 1
+            if not (direct and direct == 1 << node and not mask & ~masks[node]):
                 above = direct
                 for u in bits(direct):
                     above |= ancestors[u]
+                node = len(masks)
                 masks.append(mask)
                 ancestors.append(above)
-                direct = 1 << len(masks) - 1
-        for q, a in zip(gate.qubits, way, strict=True):
+                direct = 1 << node
+        nodes.append(node)
+        for q, a in zip(wires, way, strict=True):
             if a == "i":
                 continue
-            if a != "none" and a == kind[q]:
+            if a != "none" and a == kind.get(q):
                 latest[q] |= direct
             else:
-                kind[q], settled[q], latest[q] = a, latest[q], direct
-    return masks, ancestors
+                kind[q], settled[q], latest[q] = a, latest.get(q, 0), direct
+    return masks, ancestors, nodes
 
 
 def _maximal(nodes: int, ancestors: Sequence[int]) -> int:
@@ -155,8 +161,13 @@ def _backward(masks: list[int], ancestors: list[int]) -> tuple[list[int], list[i
     return [masks[v] for v in kept], [mask_of([place[u] for u in bits(ancestors[v] & ~gone)]) for v in kept]
 
 
+def direct_of(ancestors: Sequence[int]) -> list[tuple[int, ...]]:
+    """Direct predecessors from ancestor sets."""
+    return [tuple(bits(_maximal(above, ancestors))) for above in ancestors]
+
+
 def _link(masks: list[int], ancestors: list[int]) -> StageDag:
-    before = [tuple(bits(_maximal(above, ancestors))) for above in ancestors]
+    before = direct_of(ancestors)
     after: list[list[int]] = [[] for _ in masks]
     for v, direct in enumerate(before):
         for u in direct:
