@@ -51,8 +51,9 @@ def fetch(name: str) -> Path:
 def show(name_or_path: str | Path, *, seed: int = 0) -> dict[str, Any]:
     """What a workload or public file is: labels, and for request traces statistics and the nine-type mix.
 
-    Keys: ``name source licence`` always; ``arrivals history content_id statistics mix`` for request traces, the last
-    two as lists of rows; ``url where kind rows extent description`` for other public files.
+    Keys: ``name source licence attribution`` always (the last may be ``None``); for request traces ``arrivals history
+    content_id statistics mix``, the last two as lists of rows; for other public files ``url where kind rows extent
+    description``.
 
     Raises:
         TraceError: as ``load`` and ``fetch``.
@@ -62,10 +63,11 @@ def show(name_or_path: str | Path, *, seed: int = 0) -> dict[str, Any]:
     if key in known.files and known.files[key].format is None:
         file = known.files[key]
         return {"name": key, "source": known.origin(key), "licence": known.licence(key),
-                "url": known.url(key), "where": known.available(key), "kind": file.kind,
-                "rows": file.rows, "extent": file.extent, "description": file.description}
+                "attribution": known.attribution(key), "url": known.url(key), "where": known.available(key),
+                "kind": file.kind, "rows": file.rows, "extent": file.extent, "description": file.description}
     table = load(name_or_path, seed=seed)
-    return {"name": table.name, "source": table.source, "licence": table.licence, "arrivals": table.arrivals,
+    return {"name": table.name, "source": table.source, "licence": table.licence,
+            "attribution": known.attribution(key) if key in known.files else None, "arrivals": table.arrivals,
             "history": list(table.history), "content_id": table.content_id(), "statistics": table.statistics().rows(),
             "mix": table.bin_types().rows()}
 

@@ -37,6 +37,8 @@ def fit_quantiles(tokens: np.ndarray, *, knots: int = 24) -> Quantiles:
         drawn = np.rint(table.log_at(u))
         distance, at = _largest_gap(lengths, drawn)
         error = np.abs(drawn - lengths)
+        if not error.any():
+            break
         segment = np.digitize(u, chosen[1:-1])
         by_segment = np.bincount(segment, error, minlength=len(chosen) - 1) / lengths.sum()
         worst = int(by_segment.argmax())

@@ -158,9 +158,7 @@ def detect(path: Path | str) -> str:
     path = Path(path)
     container, head = _sniff(path)
     if container == "parquet":
-        import pyarrow.parquet as pq
-
-        return _match(list(pq.read_schema(path).names), None, str(path)).name
+        return _match(_parquet(path).column_names, None, str(path)).name
     if container == "csv":
         return _match(_header(head, str(path)), None, str(path)).name
     return (_MOONCAKE if container == "jsonl" else _VLLM_BENCH).name
@@ -192,8 +190,9 @@ def write(table: RequestTable, path: Path | str) -> Path:
         elif path.name.endswith(".csv"):
             frame.to_csv(part, index=False)
         elif path.name.endswith(".csv.gz"):
-            # a gzip time stamp of 0: the same table gives the same bytes
-            frame.to_csv(part, index=False, compression={"method": "gzip", "mtime": 0})
+            # no name and time stamp 0 in the gzip header: the same table gives the same bytes
+            with part.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as stream:
+                frame.to_csv(stream, index=False)
         else:
             raise TraceError(f"cannot tell the format from the name {path.name!r}",
                              allowed=[".csv", ".csv.gz", ".parquet"])
@@ -280,13 +279,14 @@ def _read_csv(path: Path, head: str, wanted: Format | None, labels: _Labels) -> 
 
     columns = _header(head, labels.where)
     chosen = _match(columns, wanted, labels.where)
-    kept = {*chosen.required, *chosen.optional.values()} | {c for c in columns if _BLOCKS_COLUMN.fullmatch(c)}
+    texts = {c: "str" for c in columns if _BLOCKS_COLUMN.fullmatch(c)}
     try:
         with _stream(path) as stream, warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            # blank lines are kept while reading so that line numbers stay right
-            frame = pd.read_csv(stream, header=0, names=columns, usecols=[c for c in columns if c in kept],
-                                index_col=False, skip_blank_lines=False, encoding="utf-8-sig", low_memory=False)
+            # Blank lines are kept while reading so that line numbers stay right; no usecols, because with it the
+            # parser lets rows with too many fields pass.
+            frame = pd.read_csv(stream, header=0, names=columns, dtype=texts, index_col=False, skip_blank_lines=False,
+                                encoding="utf-8-sig", low_memory=False)
     except pd.errors.ParserWarning:
         raise TraceError(f"rows have more fields than the {len(columns)} column names", where=labels.where) from None
     except pd.errors.ParserError as error:
@@ -299,13 +299,7 @@ def _read_csv(path: Path, head: str, wanted: Format | None, labels: _Labels) -> 
 
 
 def _read_parquet(path: Path, wanted: Format | None, labels: _Labels) -> RequestTable:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        stored = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise TraceError(f"damaged Parquet file: {error}", where=labels.where) from None
+    stored = _parquet(path)
     chosen = _match(stored.column_names, wanted, labels.where)
     frame = stored.to_pandas()
     kept = json.loads((stored.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
@@ -313,6 +307,17 @@ def _read_parquet(path: Path, wanted: Format | None, labels: _Labels) -> Request
         labels = replace(labels, name=kept["name"], source=kept["source"], licence=kept["licence"])
     return _from_frame(frame, chosen, RowNames("row", np.arange(1, len(frame) + 1)), labels,
                        arrivals=kept.get("arrivals", "recorded"), history=kept.get("history", ()))
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with _stream(path) as stream:
+            return pq.read_table(pa.BufferReader(stream.read()))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TraceError(f"damaged Parquet file: {error}", where=str(path)) from None
 
 
 def _from_frame(frame: pd.DataFrame, chosen: Format, rows: RowNames, labels: _Labels, *,

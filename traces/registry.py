@@ -108,6 +108,10 @@ class Registry:
         """Licence of a file."""
         return self.sources[self.get(key).source].licence
 
+    def attribution(self, key: str) -> str | None:
+        """The work to cite when the file is used, if its licence asks for one."""
+        return self.sources[self.get(key).source].attribution
+
     def origin(self, key: str) -> str:
         """One line that says where a file comes from: repository, path, commit, and what was changed."""
         file = self.get(key)
