@@ -1,7 +1,8 @@
 """A proven lower bound on the kernels of a stage.
 
 F_m fusion kernels of m wires hold at most M_m seconds of tile work each (M_m: the heaviest m wires, order ignored),
-the rest of the work W runs in tiles, and there are at least k kernels, by the energy argument of ``windows``. So every solution costs at least the linear program
+the rest of the work W runs in tiles, and there are at least k kernels, by the energy argument of ``windows``. So every
+solution costs at least the linear program
   min sum c_m F_m + b T + R   s.t.  sum M_m F_m + R >= W,   sum F_m + T >= k,   all >= 0,
 whose dual is one concave function of one price u: ``W u + k min(b, min_m (c_m - M_m u))`` over 0 <= u <= 1.
 """

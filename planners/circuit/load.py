@@ -14,6 +14,7 @@ from planners.circuit.generators import generate
 from planners.circuit.ir import Circuit, product_of, without_swaps
 from planners.circuit.problem import Plan, Problem, Source
 from planners.circuit.qasm import read_qasm
+from traces.registry import registry
 
 __all__ = ["merge_gates", "planned_circuit", "source_circuit"]
 
@@ -33,6 +34,8 @@ def _given(source: Source) -> Circuit:
         return source.inline
     if source.file is not None:
         return read_qasm(source.file)
+    if source.trace is not None:
+        return read_qasm(registry().fetch(source.trace))
     assert source.family is not None and source.qubits is not None  # held by Source itself
     return generate(source.family, qubits=source.qubits, rng=np.random.default_rng(source.seed), layers=source.layers)
 

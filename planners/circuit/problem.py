@@ -16,19 +16,20 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from planners.circuit.ir import Circuit, Gate
+from workbench.costs import Source as CostSource
 from workbench.errors import SpecError
 from workbench.plan import Certificate
 from workbench.spec import about, spec
 
-__all__ = ["Kernel", "KernelKind", "KernelTable", "Machine", "Move", "Plan", "Problem", "Source", "Stage",
-           "exchanged_fraction", "gate_class", "move"]
+__all__ = ["Kernel", "KernelKind", "KernelLimits", "KernelTable", "Machine", "Move", "Plan", "Problem", "Proof",
+           "Source", "Stage", "exchanged_fraction", "gate_class", "move"]
 
 KernelKind = Literal["fusion", "tile"]
 
 
 @spec
 class Source:
-    """Where the circuit comes from: exactly one of ``family``, ``file``, ``inline``."""
+    """Where the circuit comes from: exactly one of ``family``, ``file``, ``trace``, ``inline``."""
 
     family: str | None = about("Name of a seeded generator, e.g. 'qft'.", default=None)
     qubits: int | None = about("Qubits of the generated circuit.", default=None)
@@ -36,13 +37,14 @@ class Source:
                                default=None)
     seed: int = about("Seed of the generator's angles, edges and random gates.", default=0)
     file: str | None = about("Path of an OpenQASM 2 or 3 file, plain or gzip.", default=None)
+    trace: str | None = about("Name of a public circuit, e.g. 'qasm-qft_n28' (wb traces list).", default=None)
     inline: Circuit | None = about("The circuit itself, as its library adapter gave it.", default=None)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("family", "file", "inline") if getattr(self, name) is not None]
+        given = [name for name in ("family", "file", "trace", "inline") if getattr(self, name) is not None]
         if len(given) != 1:
             raise SpecError(f"a circuit comes from exactly one place, not {len(given)}", where="circuit",
-                            allowed=["family", "file", "inline"])
+                            allowed=["family", "file", "trace", "inline"])
         if self.family is not None and self.qubits is None:
             raise SpecError("a generated circuit needs a number of qubits", where="circuit.qubits")
 
@@ -57,6 +59,10 @@ class Machine:
     amplitude_bytes: Literal[8, 16] = about("Bytes of one amplitude: 8 single, 16 double precision.", default=16)
     regional_bytes_per_s: float | None = about("Send rate of one device inside its node.", default=None)
     global_bytes_per_s: float | None = about("Send rate of one device out of its node.", default=None)
+
+    def __post_init__(self) -> None:
+        if self.local_qubits < 1 or self.regional_qubits < 0 or self.global_cost < 0:
+            raise SpecError("a machine has at least one local qubit and no negative sizes or weights", where="machine")
 
 
 @spec
@@ -73,8 +79,7 @@ class KernelTable:
     tile_gate_s: Mapping[str, float] = about("Seconds of one gate inside a tile kernel, by class; '*' is the rest.")
     tile_qubits: int = about("Qubits of a tile: 2^this amplitudes stay on chip.", default=10)
     pinned_qubits: int = about("Lowest physical positions that are always in the tile (cache line).", default=3)
-    source: Literal["measured", "interpolated", "extrapolated", "analytic"] = about(
-        "How the values are known.", default="measured")
+    source: CostSource = about("How the least certain value is known.", default="measured")
     origin: str = about("Who measured them, on what.", default="")
 
     def gate_s(self, gate: Gate) -> float:
@@ -100,11 +105,25 @@ def gate_class(gate: Gate) -> str:
 
 
 @spec
+class KernelLimits:
+    """What the executor's kernels can hold."""
+
+    fusion_qubits: int = about("Most qubits of a fusion kernel.", default=7)
+    tile_qubits: int = about("Qubits of a tile: 2^this amplitudes stay on chip.", default=10)
+    pinned_qubits: int = about("Lowest physical positions that are always in the tile (cache line).", default=3)
+
+    def __post_init__(self) -> None:
+        if self.fusion_qubits < 1 or not 0 <= self.pinned_qubits < self.tile_qubits:
+            raise SpecError("kernels need at least one qubit, and fewer pinned than tile qubits", where="kernels")
+
+
+@spec
 class Problem:
     """Partition a circuit into stages and kernels for a machine."""
 
     circuit: Source = about("The circuit.")
     machine: Machine = about("The machine's shape.")
+    kernels: KernelLimits = about("Sizes of kernels.", default_factory=KernelLimits)
     swaps: Literal["relabel", "keep"] = about(
         "relabel: SWAP gates become renamed wires; keep: they run as gates on local qubits.", default="relabel")
 
@@ -145,16 +164,29 @@ class Stage:
 
 
 @spec
+class Proof:
+    """A second or third objective of a plan, and what was proven about it given the objectives before it."""
+
+    objective: float = about("The plan's value.")
+    bound: float | None = about("Proven lower bound; absent if none was proven.", default=None)
+    unit: str = about("Unit of both.")
+    status: Literal["optimal", "feasible", "heuristic"] = about("As in a certificate.")
+    solver: str | None = about("Which solver closed the gap; absent where bounds met without one.", default=None)
+
+
+@spec
 class Plan:
-    """Stages and kernels, with three certificates: fewest stages, then least communication, then kernel time."""
+    """Stages and kernels, with what was proven: fewest stages, then least communication, then kernel time."""
 
     stages: tuple[Stage, ...] = about("Stages in order; stage 0's layout is free, transitions = stages - 1.")
     merged: tuple[tuple[int, ...], ...] = about(
         "Groups of the circuit's gates that the plan replaces by one gate each (see planned_circuit).", default=())
     table: KernelTable = about("The kernel costs the plan was made with.")
     certificate: Certificate = about("Number of stages.")
-    communication: Certificate = about("Weighted qubit moves over all transitions, for this number of stages.")
-    kernel_time: Certificate = about("Predicted seconds of all kernels, for these stages.")
+    communication: Proof = about("Weighted qubit moves over all transitions, for this number of stages.")
+    kernel_time: Proof = about("Predicted seconds of all kernels of one shard, for these stages.")
+    sources: Mapping[CostSource, float] = about("Share of the kernel costs by how they are known; sums to 1.",
+                                                default_factory=dict)
 
 
 class Move(NamedTuple):

@@ -20,22 +20,29 @@ _GREEDY_WIRES = 5
 
 def attached(stage: StageGates) -> list[int]:
     """Items in a valid order: a gate on several local wires with the gates that ride with it, as bit masks."""
-    several = [mask.bit_count() > 1 for mask in stage.wires]
+    wires = stage.wires
     carrier = list(range(stage.count))
     first_carrier = [stage.count] * stage.count
     for i in range(stage.count - 1, -1, -1):
         # not beyond the first carrier among all successors, or that one would come before i
-        if not several[i] and first_carrier[i] < stage.count and several[first_carrier[i]]:
+        if first_carrier[i] < stage.count and _rides(wires[i], wires[first_carrier[i]]):
             carrier[i] = first_carrier[i]
         for u in bits(stage.before[i]):
             first_carrier[u] = min(first_carrier[u], carrier[i])
     for i in range(stage.count):
-        if carrier[i] == i and not several[i] and stage.before[i]:
-            carrier[i] = max(carrier[u] for u in bits(stage.before[i]))
+        if carrier[i] == i and stage.before[i]:
+            last = max(carrier[u] for u in bits(stage.before[i]))
+            if _rides(wires[i], wires[last]):
+                carrier[i] = last
     items: dict[int, int] = {}
     for i, c in enumerate(carrier):
         items[c] = items.get(c, 0) | 1 << i
     return [items[c] for c in sorted(items)]
+
+
+def _rides(wires: int, carrier: int) -> bool:
+    """Whether a gate on at most one local wire finds it among those of a larger gate."""
+    return wires.bit_count() <= 1 < carrier.bit_count() and not wires & ~carrier
 
 
 def greedy(stage: StageGates) -> list[Step]:

@@ -18,9 +18,10 @@ from planners.circuit.schedule import Layouts, complete, improve, list_schedule
 from planners.circuit.windows import Shape, Windows, cheapest_moves, fewest_stages, windows
 from workbench.errors import Infeasible, SolverError
 
-__all__ = ["Staging", "check_fits", "exact_staging", "greedy_staging", "stage_orders"]
+__all__ = ["Staging", "check_fits", "exact_staging", "greedy_staging", "ilp_staging", "stage_orders"]
 
 _TRIES = 64
+_TIE = 1e-9
 
 
 class Staging(NamedTuple):
@@ -65,36 +66,63 @@ def exact_staging(circuit: Circuit, shape: Shape, *, relation: Relation, solver:
                   seed: int) -> Staging:
     """Fewest stages and then least communication under an order relation.
 
-    The ILP runs only where list schedule and bound do not meet, for ``time_limit_s`` at most.
+    The ILP runs only where list schedule and bound do not meet, for ``time_limit_s`` in all at most; a number of stages
+    that it neither schedules nor rules out in time is given up, and the proven bound stays below.
 
     Raises:
         Infeasible: a gate does not fit.
-        SolverError: the greedy schedule failed and the ILP found none in time.
     """
     begin = time.perf_counter()
     check_fits(circuit, shape.local)
     dag = contract(circuit, relation)
     stages, limits = fewest_stages(dag, shape.local)
+    proven_stages = stages
     while True:
         bound = cheapest_moves(dag, shape, stages).cost
         best = _scheduled(dag, shape, limits, bound=bound, seed=seed)
-        if best is not None and best.cost <= bound + 1e-9:
-            return Staging(best, relation, stages, bound, None, time.perf_counter() - begin)
-        left = max(time_limit_s - (time.perf_counter() - begin), 0.1)
-        found, proven, status = solve_staging(dag, shape, limits, stages=stages, bound=bound, start=best,
-                                              solver=solver, time_limit_s=left, seed=seed)
-        options = [layouts for layouts in (found, best) if layouts is not None]
-        if options:
-            chosen = min(options, key=lambda layouts: layouts.cost)
-            return Staging(chosen, relation, stages, proven, solver, time.perf_counter() - begin)
-        if status != "infeasible":
-            raise SolverError(f"no schedule in {stages} stages found, nor ruled out, in {time_limit_s:g} s",
-                              where="staging", hint="give the search more time: planner.time_limit_s")
-        # the ILP proved that this many stages do not do
+        solved_by = None
+        if best is None or best.cost > bound + _TIE:
+            left = time_limit_s - (time.perf_counter() - begin)
+            found, bound, status = solve_staging(dag, shape, limits, stages=stages, bound=bound, start=best,
+                                                 solver=solver, time_limit_s=max(left, 0.1), seed=seed)
+            solved_by = solver
+            best = min((x for x in (found, best) if x is not None), key=lambda x: x.cost, default=None)
+            if best is None and status == "infeasible" and proven_stages == stages:
+                proven_stages += 1
+        if best is not None:
+            return Staging(best, relation, proven_stages, bound, solved_by, time.perf_counter() - begin)
         stages += 1
-        wider = windows(dag, [shape.local] * stages)
-        assert wider is not None
-        limits = wider
+        limits = _windows_at(dag, shape, stages)
+
+
+def ilp_staging(circuit: Circuit, shape: Shape, *, solver: str, time_limit_s: float, seed: int) -> Staging:
+    """The paper's loop: its ILP for 1, 2, ... stages until one is feasible, without bounds or windows from elsewhere.
+
+    Raises:
+        Infeasible: a gate does not fit.
+        SolverError: a number of stages was neither solved nor ruled out in time.
+    """
+    begin = time.perf_counter()
+    check_fits(circuit, shape.local)
+    dag = contract(circuit, "program")
+    stages = 1
+    while True:
+        whole = Windows((0,) * dag.size, (stages - 1,) * dag.size)
+        left = max(time_limit_s - (time.perf_counter() - begin), 0.1)
+        found, bound, status = solve_staging(dag, shape, whole, stages=stages, bound=0.0, start=None, solver=solver,
+                                             time_limit_s=left, seed=seed)
+        if found is not None:
+            return Staging(found, "program", stages, bound, solver, time.perf_counter() - begin)
+        if status != "infeasible":
+            raise SolverError(f"{stages} stages were neither scheduled nor ruled out in {time_limit_s:g} s",
+                              where="planner atlas", hint="planner 'exact' proves it without a solver")
+        stages += 1
+
+
+def _windows_at(dag: StageDag, shape: Shape, stages: int) -> Windows:
+    limits = windows(dag, [shape.local] * stages)
+    assert limits is not None, "more stages cannot be harder"
+    return limits
 
 
 def _scheduled(dag: StageDag, shape: Shape, limits: Windows, *, bound: float, seed: int) -> Layouts | None:
@@ -110,7 +138,7 @@ def _scheduled(dag: StageDag, shape: Shape, limits: Windows, *, bound: float, se
             found = improve(dag, complete(needed, shape), shape)
             if best is None or found.cost < best.cost:
                 best = found
-            if best.cost <= bound + 1e-9:
+            if best.cost <= bound + _TIE:
                 break
         luck = rng.random(dag.size).tolist()
         budgets = rng.integers(0, shape.away + 1, transitions).tolist()
