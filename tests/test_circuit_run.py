@@ -39,7 +39,7 @@ from executors.circuit.measure import (
 from executors.circuit.outofcore import run_on_file
 from executors.circuit.run import run_in_process
 from executors.circuit.sharded import compile_plan, engine_for, exchange_bytes
-from executors.circuit.simulate import exchange_seconds
+from executors.circuit.simulate import FittedCosts, exchange_seconds, run_seconds, transitions
 from executors.circuit.state import allocate, gather
 from executors.circuit.tiling import tile_kernels
 from planners.circuit import Circuit, Gate, Kernel, KernelTable, Machine, Plan, Problem, Source, Stage
@@ -536,6 +536,18 @@ def test_the_simulated_clock_is_the_sum_of_kernels_and_exchanges() -> None:
     assert outcome["total_s"] == pytest.approx(outcome["kernel_s"] + outcome["communication_s"])
     assert outcome.timeline is not None
     assert outcome.timeline.violations() == []
+
+
+def test_the_run_model_adds_its_kernels_gates_and_transitions() -> None:
+    circuit = generate("qft", qubits=8, rng=np.random.default_rng(0))
+    plan = random_plan(circuit, 7, np.random.default_rng(2), kind="fusion")
+    table = dataclasses.replace(TABLE, fusion_s=tuple(float(m) for m in range(8)))
+    plan = dataclasses.replace(plan, table=table)
+    unit = FittedCosts(fusion_scale=2.0, tile_s=0.0, gate_s={}, transition_s=100.0)
+    fused = sum(2.0 * len(k.qubits) for stage in plan.stages for k in stage.kernels)
+    exchanged = sum(exchange_seconds(16 * 2.0**7, regional=r, global_=g) for r, g, _, _ in transitions(plan))
+    assert run_seconds(circuit, plan, fitted=unit) == pytest.approx(
+        fused + 100.0 * (len(plan.stages) - 1) + exchanged)
 
 
 # -- GPU kernels without a GPU ---------------------------------------------------------------------------------------
