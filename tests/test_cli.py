@@ -27,6 +27,7 @@ OPTIONS = {
     "compare": {"--json", "--runs"},
     "sweep": {"--json", "--set", "--runs"},
     "traces": {"--json"},
+    "profile": {"--json", "--device", "--budget", "--profiles", "--report"},
     "bench": {"--json"},
 }
 
