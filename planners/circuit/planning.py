@@ -18,7 +18,7 @@ from planners.circuit.kernels import to_kernels
 from planners.circuit.layouts import positions
 from planners.circuit.load import merge_gates, source_circuit
 from planners.circuit.peephole import diagonal_groups
-from planners.circuit.portfolio import solve_stage
+from planners.circuit.portfolio import Solved, solve_stage
 from planners.circuit.problem import KernelTable, Machine, Plan, Problem, Proof, Stage
 from planners.circuit.staging import Staging, check_fits, exact_staging, greedy_staging, ilp_staging, stage_orders
 from planners.circuit.windows import Shape, fewest_stages
@@ -29,6 +29,7 @@ from workbench.plan import Bound, Certificate
 __all__ = ["PLANNERS", "bound", "plan", "shape_of"]
 
 MOVES = "weighted qubit moves"
+_FULLY_SOLVED = 2
 
 
 class _Search(NamedTuple):
@@ -45,6 +46,13 @@ class _Staged(NamedTuple):
     staging: Staging
     circuit: Circuit
     merged: tuple[tuple[int, ...], ...]
+
+
+class _Ordered(NamedTuple):
+    """A staging with the gates of each stage."""
+
+    staged: _Staged
+    orders: list[list[int]]
 
 
 def shape_of(machine: Machine, qubits: int) -> Shape:
@@ -78,10 +86,12 @@ def plan(problem: Problem, costs: CostModel, *, planner: str, solver: str, time_
     source = source_circuit(problem)
     shape = shape_of(problem.machine, source.qubits)
     stage, kernelizer, _ = _METHODS[planner]
-    staged = stage(source, shape, _Search(solver, time_limit_s, seed))
-    table, sources = kernel_table(staged.circuit, costs, limits=problem.kernels, local_qubits=shape.local,
+    candidates = stage(source, shape, _Search(solver, time_limit_s, seed))
+    gates = Circuit(name="all", qubits=source.qubits, gates=tuple(g for c in candidates for g in c.circuit.gates))
+    table, sources = kernel_table(gates, costs, limits=problem.kernels, local_qubits=shape.local,
                                   amplitude_bytes=problem.machine.amplitude_bytes)
-    stages, kernel_time = _kernels(staged, shape, table, kernelizer)
+    options = [_Ordered(c, orders) for c in candidates for orders in _orders(c, both=kernelizer == "portfolio")]
+    staged, stages, kernel_time = _best_kernels(options, shape, table, kernelizer)
     staging = staged.staging
     proven = staging.stage_bound == staging.stages
     return Plan(
@@ -92,22 +102,41 @@ def plan(problem: Problem, costs: CostModel, *, planner: str, solver: str, time_
                                 seconds=time.perf_counter() - begin))
 
 
-def _kernels(staged: _Staged, shape: Shape, table: KernelTable, kernelizer: str) -> tuple[tuple[Stage, ...], Proof]:
-    """Stages with layouts and kernels, and what was proven about the kernels' time."""
-    orders = stage_orders(staged.circuit, staged.staging)
+def _orders(staged: _Staged, *, both: bool) -> list[list[list[int]]]:
+    """Gates by stage, as early as possible; and as late as possible, where that differs."""
+    early = stage_orders(staged.circuit, staged.staging, late=False)
+    if not both or staged.staging.stages == 1:
+        return [early]
+    return [early, stage_orders(staged.circuit, staged.staging, late=True)]
+
+
+def _best_kernels(options: list[_Ordered], shape: Shape, table: KernelTable, kernelizer: str
+                  ) -> tuple[_Staged, tuple[Stage, ...], Proof]:
+    """The option whose kernels take least; the first is solved in full, others if a quick look ranks them high."""
+    chosen = [0]
+    if len(options) > 1:
+        quick = [sum(x.seconds for x in _solved(option, shape, table, "beam")) for option in options]
+        ranked = sorted(range(len(options)), key=lambda k: (quick[k], k))
+        chosen = list(dict.fromkeys([0, *ranked[:_FULLY_SOLVED]]))
+    solved = {k: _solved(options[k], shape, table, kernelizer) for k in chosen}
+    best = min(chosen, key=lambda k: (sum(x.seconds for x in solved[k]), k))
     stages = []
-    seconds = bound_s = 0.0
-    for order, layout in zip(orders, positions(staged.staging.layouts, shape), strict=True):
-        edge = shape.local + shape.regional
-        local = layout[:shape.local]
-        solved = solve_stage(staged.circuit, order, local=local, table=table, kernelizer=kernelizer)
-        stages.append(Stage(local=local, regional=layout[shape.local:edge], global_=layout[edge:],
-                            kernels=to_kernels(solved.stage, solved.steps)))
-        seconds += solved.seconds
-        bound_s += solved.bound
-    optimal = seconds <= bound_s * (1 + 1e-9)
-    return tuple(stages), Proof(objective=seconds, bound=bound_s, unit="s",
-                                status="optimal" if optimal else "feasible")
+    edge = shape.local + shape.regional
+    layouts = positions(options[best].staged.staging.layouts, shape)
+    for layout, part in zip(layouts, solved[best], strict=True):
+        stages.append(Stage(local=layout[:shape.local], regional=layout[shape.local:edge], global_=layout[edge:],
+                            kernels=to_kernels(part.stage, part.steps)))
+    seconds = sum(x.seconds for x in solved[best])
+    least = sum(x.bound for x in solved[best])
+    optimal = seconds <= least * (1 + 1e-9)
+    return options[best].staged, tuple(stages), Proof(objective=seconds, bound=least, unit="s",
+                                                      status="optimal" if optimal else "feasible")
+
+
+def _solved(option: _Ordered, shape: Shape, table: KernelTable, kernelizer: str) -> list[Solved]:
+    layouts = positions(option.staged.staging.layouts, shape)
+    return [solve_stage(option.staged.circuit, order, local=layout[:shape.local], table=table, kernelizer=kernelizer)
+            for order, layout in zip(option.orders, layouts, strict=True)]
 
 
 def _communication(staging: Staging) -> Proof:
@@ -118,8 +147,8 @@ def _communication(staging: Staging) -> Proof:
                  status="optimal" if cost <= least + 1e-6 else "feasible")
 
 
-def _by_commutation(source: Circuit, shape: Shape, search: _Search) -> _Staged:
-    """The best of three views of the circuit; ties go to the one with fewer gates to run."""
+def _by_commutation(source: Circuit, shape: Shape, search: _Search) -> list[_Staged]:
+    """The views of the circuit with fewest stages and then least communication: at most one merged, one not."""
     share = search.time_limit_s / 3
     views = [_Staged(exact_staging(source, shape, relation="program", solver=search.solver, time_limit_s=share,
                                    seed=search.seed), source, ())]
@@ -129,31 +158,35 @@ def _by_commutation(source: Circuit, shape: Shape, search: _Search) -> _Staged:
         staging = exact_staging(circuit, shape, relation="commutation", solver=search.solver, time_limit_s=share,
                                 seed=search.seed)
         views.append(_Staged(staging, circuit, merged))
-    best = min(views, key=lambda view: (*view.staging.key, len(view.circuit.gates)))
-    least = min(view.staging.stage_bound for view in views)
-    stages = best.staging.stages
+    best = min(view.staging.key for view in views)
+    least_stages = min(view.staging.stage_bound for view in views)
     # a view that may have a schedule in as many stages, but none was found, leaves the communication unproven
-    open_views = any(view.staging.stage_bound <= stages < view.staging.stages for view in views)
-    known = [view.staging.cost_bound for view in views if view.staging.stages == stages]
+    open_views = any(view.staging.stage_bound <= best[0] < view.staging.stages for view in views)
+    known = [view.staging.cost_bound for view in views if view.staging.stages == best[0]]
     costs = [] if open_views else [cost for cost in known if cost is not None]
-    return best._replace(staging=best.staging._replace(stage_bound=least, cost_bound=min(costs, default=None)))
+    kept: dict[tuple[tuple[int, ...], ...], _Staged] = {}
+    for view in views:
+        if view.staging.key == best:
+            kept.setdefault(view.merged, view._replace(staging=view.staging._replace(
+                stage_bound=least_stages, cost_bound=min(costs, default=None))))
+    return list(kept.values())
 
 
-def _in_program_order(source: Circuit, shape: Shape, search: _Search) -> _Staged:
-    return _Staged(exact_staging(source, shape, relation="program", solver=search.solver,
-                                 time_limit_s=search.time_limit_s, seed=search.seed), source, ())
+def _in_program_order(source: Circuit, shape: Shape, search: _Search) -> list[_Staged]:
+    return [_Staged(exact_staging(source, shape, relation="program", solver=search.solver,
+                                  time_limit_s=search.time_limit_s, seed=search.seed), source, ())]
 
 
-def _by_ilp(source: Circuit, shape: Shape, search: _Search) -> _Staged:
-    return _Staged(ilp_staging(source, shape, solver=search.solver, time_limit_s=search.time_limit_s,
-                               seed=search.seed), source, ())
+def _by_ilp(source: Circuit, shape: Shape, search: _Search) -> list[_Staged]:
+    return [_Staged(ilp_staging(source, shape, solver=search.solver, time_limit_s=search.time_limit_s,
+                                seed=search.seed), source, ())]
 
 
-def _greedily(source: Circuit, shape: Shape, search: _Search) -> _Staged:
-    return _Staged(greedy_staging(source, shape), source, ())
+def _greedily(source: Circuit, shape: Shape, search: _Search) -> list[_Staged]:
+    return [_Staged(greedy_staging(source, shape), source, ())]
 
 
-_METHODS: dict[str, tuple[Callable[[Circuit, Shape, _Search], _Staged], str, str]] = {
+_METHODS: dict[str, tuple[Callable[[Circuit, Shape, _Search], list[_Staged]], str, str]] = {
     "commutation": (_by_commutation, "portfolio",
                     "proven fewest stages where commuting gates may pass each other; best kernels of all searches"),
     "exact": (_in_program_order, "portfolio", "proven fewest stages in program order; best kernels of all searches"),

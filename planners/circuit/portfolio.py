@@ -26,6 +26,9 @@ _STATES = 16
 _BEAM = Settings(width=4, starts=28, fusion=5)
 _DIAGONAL_PREMIUM, _MIXING_PREMIUM = 1.04, 1.3
 _LEARNING = 0.5
+_RELEARNT = 2
+_DIRECTIONS: tuple[tuple[Relation, bool], ...] = (
+    ("program", False), ("commutation", False), ("program", True), ("commutation", True))
 
 
 class Solved(NamedTuple):
@@ -73,13 +76,14 @@ def solve_stage(circuit: Circuit, order: Sequence[int], *, local: Sequence[int],
         Infeasible: a gate fits no kernel.
     """
     views = _Views(circuit, order, local, table)
-    stage = views.stage("commutation" if kernelizer == "portfolio" else "program")
+    stage = views.stage("commutation" if kernelizer in ("portfolio", "beam") else "program")
     if not stage.count:
         return Solved(stage, [], 0.0, 0.0)
     steps = KERNELIZERS[kernelizer](views)
     seconds = stage.total(steps)
-    exact = kernelizer == "portfolio" and stage.count <= EXACT_LIMIT
-    return Solved(stage, steps, seconds, seconds if exact else min(seconds, kernel_bound(stage)))
+    if kernelizer == "portfolio" and stage.count <= EXACT_LIMIT:
+        return Solved(stage, steps, seconds, seconds)
+    return Solved(stage, steps, seconds, 0.0 if kernelizer == "beam" else min(seconds, kernel_bound(stage)))
 
 
 def _portfolio(views: _Views) -> list[Step]:
@@ -87,18 +91,26 @@ def _portfolio(views: _Views) -> list[Step]:
     if order.count <= EXACT_LIMIT:
         return optimum(order)
     found = [_greedy(views), _ordered(views), _kernelize(views)]
-    relations: tuple[Relation, ...] = ("program", "commutation")
-    for backwards in (False, True):
-        for relation in relations:
-            stage = views.stage(relation, backwards=backwards)
-            prices = first_prices(stage)
-            for _ in range(2):
-                steps = frontier_search(stage, prices, _BEAM)
-                if steps is None:
-                    break
-                found.append(views.forwards(steps) if backwards else steps)
-                prices = learnt_prices(stage, prices, steps)
+    tried: list[tuple[float, int, list[Step]]] = []
+    for number, (relation, backwards) in enumerate(_DIRECTIONS):
+        stage = views.stage(relation, backwards=backwards)
+        steps = frontier_search(stage, first_prices(stage), _BEAM)
+        if steps is not None:
+            tried.append((stage.total(steps), number, steps))
+            found.append(views.forwards(steps) if backwards else steps)
+    for _, number, steps in sorted(tried, key=lambda entry: entry[:2])[:_RELEARNT]:
+        relation, backwards = _DIRECTIONS[number]
+        stage = views.stage(relation, backwards=backwards)
+        again = frontier_search(stage, learnt_prices(stage, first_prices(stage), steps), _BEAM)
+        if again is not None:
+            found.append(views.forwards(again) if backwards else again)
     return min((absorbed(order, steps) for steps in found), key=order.total)
+
+
+def _beam(views: _Views) -> list[Step]:
+    """One beam search: a quick estimate of what the portfolio will find."""
+    stage = views.stage("commutation")
+    return absorbed(stage, frontier_search(stage, first_prices(stage), _BEAM) or greedy(stage))
 
 
 def first_prices(stage: StageGates) -> list[float]:
@@ -164,6 +176,6 @@ def _kernelize(views: _Views) -> list[Step]:
 
 
 KERNELIZERS: dict[str, Callable[[_Views], list[Step]]] = {
-    "portfolio": _portfolio, "kernelize": _kernelize, "ordered": _ordered, "greedy": _greedy,
+    "portfolio": _portfolio, "beam": _beam, "kernelize": _kernelize, "ordered": _ordered, "greedy": _greedy,
 }
 """name -> search over one stage."""

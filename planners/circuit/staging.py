@@ -181,14 +181,16 @@ def _most_blocked(circuit: Circuit, left: list[int], *, needs: list[int], local:
     return mask_of(ranked[:count])
 
 
-def stage_orders(circuit: Circuit, staging: Staging) -> list[list[int]]:
-    """Gate indices of each stage in execution order: every gate as early as the layouts and the relation allow."""
+def stage_orders(circuit: Circuit, staging: Staging, *, late: bool) -> list[list[int]]:
+    """Gate indices of each stage in execution order, every gate as early (or late) as layouts and relation allow."""
     ways = gate_axes(circuit, staging.relation)
     needs = [mask_of(gate.mixing) for gate in circuit.gates]
-    left: list[int] = list(range(len(circuit.gates)))
+    left = list(range(len(circuit.gates)))
+    direction = -1 if late else 1
     orders = []
-    for local in staging.layouts.local:
-        ran, left = runnable(circuit, left, ways, needs=needs, local=local)
-        orders.append(ran)
+    for local in staging.layouts.local[::direction]:
+        ran, left = runnable(circuit, left[::direction], ways, needs=needs, local=local)
+        orders.append(ran[::direction])
+        left = left[::direction]
     assert not left, "the layouts do not cover the circuit"
-    return orders
+    return orders[::direction]
