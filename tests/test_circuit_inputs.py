@@ -336,6 +336,10 @@ def test_qiskit_circuits_keep_their_unitary() -> None:
     given_circuit.x(0)
     with pytest.raises(SpecError, match="measured qubit"):
         from_qiskit(given_circuit)
+    free = qiskit.QuantumCircuit(1)
+    free.rx(qiskit.circuit.Parameter("t"), 0)
+    with pytest.raises(SpecError, match="free parameter"):
+        from_qiskit(free)
 
 
 def test_cirq_circuits_keep_their_unitary() -> None:

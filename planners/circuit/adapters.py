@@ -37,9 +37,11 @@ def from_qiskit(circuit: Any) -> Circuit:
             return
         if measured & set(qubits):
             raise SpecError(f"{name} on a measured qubit: measurement inside a circuit is not supported", where=place)
+        if getattr(operation, "params", None) and any(getattr(p, "parameters", None) for p in operation.params):
+            raise SpecError(f"{name} has a free parameter", where=place, hint="bind it first: assign_parameters")
         if name in BUILDERS and _all_ones(operation):
             gates.append(Gate(name=name, qubits=qubits, params=tuple(float(p) for p in operation.params)))
-        elif len(qubits) <= 4 and hasattr(operation, "to_matrix"):
+        elif len(qubits) <= 4 and hasattr(operation, "__array__"):
             gates.append(from_matrix(operation.to_matrix(), qubits))
         elif getattr(operation, "definition", None) is not None:
             inner = operation.definition

@@ -13,6 +13,7 @@ import numpy as np
 from planners.circuit.ir import Circuit, commute
 from planners.circuit.load import merge_gates, source_circuit
 from planners.circuit.problem import Kernel, Plan, Problem, Stage
+from workbench.errors import MissingProfile
 from workbench.plan import Violation
 
 __all__ = ["check", "inverted_pairs"]
@@ -135,7 +136,11 @@ def _limits(circuit: Circuit, plan: Plan, stage: Stage, kernel: Kernel, where: s
         keeps = {gate.qubits[p] for p in gate.structure.diagonal}
         touched |= near
         changed |= near - keeps
-        work += table.gate_s(gate) if near else 0.0
+        if near and kernel.kind == "tile":
+            try:
+                work += table.gate_s(gate)
+            except MissingProfile as error:
+                yield Violation(rule="kernel cost", where=f"{where}, gate {index}", detail=error.message)
     listed = touched if kernel.kind == "fusion" else changed
     if set(kernel.qubits) != listed or len(kernel.qubits) != len(listed):
         yield Violation(rule="kernel wires", where=where,

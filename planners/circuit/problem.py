@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from planners.circuit.ir import Circuit, Gate
 from workbench.costs import Source as CostSource
-from workbench.errors import SpecError
+from workbench.errors import MissingProfile, SpecError
 from workbench.plan import Certificate
 from workbench.spec import about, spec
 
@@ -83,10 +83,17 @@ class KernelTable:
     origin: str = about("Who measured them, on what.", default="")
 
     def gate_s(self, gate: Gate) -> float:
-        """Seconds of one gate inside a tile kernel."""
-        table = self.tile_gate_s
+        """Seconds of one gate inside a tile kernel.
+
+        Raises:
+            MissingProfile: the table prices neither the gate's class nor ``*``.
+        """
         name = gate_class(gate)
-        return table[name] if name in table else table["*"]
+        for key in (name, "*"):
+            if key in self.tile_gate_s:
+                return self.tile_gate_s[key]
+        raise MissingProfile(f"table {self.name} has no time for gates of class {name}", keys=[f"tile_gate({name})"],
+                             allowed=self.tile_gate_s)
 
     def tile_base_s(self, free_qubits: int) -> float:
         """Base seconds of a tile kernel with ``free_qubits`` active qubits outside the pinned positions."""
