@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from planners.placement.fleets import fleets_worth, small_enough
+from planners.placement.fleets import LinearBounds, fleets_worth, small_enough
 from planners.placement.formulation import (
     Assignment,
     Relaxation,
@@ -80,6 +80,7 @@ class Fleet:
     bound: float
     proven: bool
     cuts: Floats = field(repr=False)
+    linear: LinearBounds | None = field(default=None, repr=False)
 
 
 def fastest(instance: Instance, search: Search, *, linear: Relaxation | None = None) -> Fleet | None:
@@ -97,7 +98,7 @@ def fastest(instance: Instance, search: Search, *, linear: Relaxation | None = N
         return None
     return Fleet(replicas=race.fleet, assignment=race.best, cost=float(race.fleet @ instance.cost),
                  bound=race.best.rate if race.proven and search.gap == 0 else max(race.bound, race.best.rate),
-                 proven=race.proven, cuts=np.array(race.cuts))
+                 proven=race.proven, cuts=np.array(race.cuts), linear=race.linear)
 
 
 class _Race:
@@ -107,6 +108,7 @@ class _Race:
         self.instance, self.search = instance, search
         self.bound, self.fractional, self.proven = start.rate, start.rate, False
         self.cuts = [values(instance, start.prices)]
+        self.linear = LinearBounds(instance)
         self.fleet = np.zeros(len(instance.candidates), dtype=np.int64)
         self.best = assign(instance, self.fleet)
         self.price(_rounded(instance, start.replicas, self.cuts[0]))
@@ -128,7 +130,8 @@ class _Race:
         """Search among all fleets worth more than the best; whether the bound closed."""
         target, most_rows = self.enough, _FIRST_ROWS
         while not self.search.over():
-            found = fleets_worth(self.instance, _first_and_latest(self.cuts), target, most_rows=most_rows)
+            found = fleets_worth(self.instance, _first_and_latest(self.cuts), target, most_rows=most_rows,
+                                 linear=self.linear)
             if found is None:
                 most_rows += most_rows // 2
                 if most_rows > _MOST_ROWS:
@@ -182,7 +185,8 @@ def leanest(instance: Instance, fleet: Fleet, search: Search) -> Fleet:
     target = fleet.assignment.rate * (1 - _EQUAL)
     best = fleet
     while not search.over():
-        cheaper = fleets_worth(instance, _first_and_latest(cuts), target, most_rows=_MOST_ROWS, cheaper_than=best.cost)
+        cheaper = fleets_worth(instance, _first_and_latest(cuts), target, most_rows=_MOST_ROWS, cheaper_than=best.cost,
+                               linear=fleet.linear)
         if cheaper is None or not len(cheaper):
             break
         costs = cheaper @ instance.cost

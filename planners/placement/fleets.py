@@ -21,7 +21,7 @@ from planners.placement.formulation import fleet_model
 from planners.placement.instance import Floats, Instance, Integers, uncovered
 from workbench.milp import relax, solve
 
-__all__ = ["fleets_worth", "small_enough"]
+__all__ = ["LinearBounds", "fleets_worth", "small_enough"]
 
 Counts = NDArray[np.int16]
 _Options = tuple[Integers, Floats, Counts]
@@ -38,16 +38,41 @@ def small_enough(instance: Instance) -> bool:
     return int(instance.available.sum()) <= _MOST_GPUS
 
 
-def fleets_worth(instance: Instance, cuts: Floats, target: float, *, most_rows: int,
-                 cheaper_than: float = np.inf) -> Integers | None:
+class LinearBounds:
+    """The linear relaxation under one inequality at a time, remembered: most worth, and what a replica gives up."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.model = relax(fleet_model(instance))
+        self.known: dict[bytes, tuple[float, Floats]] = {}
+
+    def of(self, cuts: Floats) -> tuple[Floats, Floats]:
+        """Most worth of a fractional fleet [K], and what one replica of c takes away from it [C, K]."""
+        found = [self._one(cut) for cut in cuts]
+        return np.array([bound for bound, _ in found]), np.array([rent for _, rent in found]).T
+
+    def _one(self, cut: Floats) -> tuple[float, Floats]:
+        key = cut.tobytes()
+        if key not in self.known:
+            self.model.maximise(cut @ self.model["replicas"])
+            solution = solve(self.model)
+            assert solution.reduced_costs is not None, "a linear program has reduced costs"
+            self.known[key] = (float(solution.objective or 0.0), np.maximum(-solution.reduced_costs["replicas"], 0.0))
+        return self.known[key]
+
+
+def fleets_worth(instance: Instance, cuts: Floats, target: float, *, most_rows: int, cheaper_than: float = np.inf,
+                 linear: LinearBounds | None = None) -> Integers | None:
     """Fleets [M, C] worth at least ``target`` under ``cuts`` [K, C]; none found means that there is none.
 
     ``None`` when more than ``most_rows`` partial fleets would have to be kept. Fleets that cost ``cheaper_than`` $/h or
-    more are left out.
+    more are left out. ``linear``: what is known of the instance's relaxation.
     """
     keep = uncovered(instance, cuts.T)
     part = instance.take(keep)
-    found = _Layers(part, cuts[:, keep], target * (1 - _SLACK), most_rows, cheaper_than).grow()
+    mixed = (np.count_nonzero(part.devices, axis=1) > 1).any()
+    bounds, rents = (linear or LinearBounds(instance)).of(cuts) if mixed else (np.zeros(0), np.zeros((len(keep), 0)))
+    found = _Layers(part, cuts[:, keep], target * (1 - _SLACK), most_rows, cheaper_than,
+                    (bounds, rents[keep] if mixed else rents)).grow()
     if found is None:
         return None
     fleets = np.zeros((len(found), len(instance.candidates)), dtype=np.int64)
@@ -79,7 +104,9 @@ class _Rows:
 class _Layers:
     """One enumeration."""
 
-    def __init__(self, instance: Instance, cuts: Floats, target: float, most_rows: int, cheaper_than: float) -> None:
+    def __init__(self, instance: Instance, cuts: Floats, target: float, most_rows: int, cheaper_than: float,
+                 linear: tuple[Floats, Floats]) -> None:
+        self.linear = linear
         self.instance, self.cuts, self.target, self.most_rows = instance, cuts, target, most_rows
         self.spend_limit = cheaper_than - _SLACK * max(1.0, abs(cheaper_than)) if np.isfinite(cheaper_than) else np.inf
         everything = float(instance.available @ instance.price)
@@ -151,42 +178,35 @@ class _Layers:
     def _mixed_rows(self) -> _Rows | None:
         """Numbers of mixed pipelines, under the linear relaxation's bound; then under the completion bounds."""
         i = self.instance
-        bounds, rents = self._linear_bounds()
+        bounds, rents = self.linear
         rows, room = self._start(), bounds[None, :]
         worthwhile = [c for c in self.mixed if (bounds - rents[c]).min() >= self.target]
-        for c in sorted(worthwhile, key=lambda c: -int(i.devices[c].sum())):
-            parts, rooms = [rows], [room]
-            at = np.arange(len(rows))
-            for count in range(1, int(i.available.max()) + 1):
-                at = at[(rows.left[at] >= count * i.devices[c]).all(axis=1)
-                        & (rows.money[at] >= count * i.cost[c] - _SLACK * self.budget)]
-                at = at[(room[at] - count * rents[c]).min(axis=1, initial=np.inf) >= self.target]
-                if not len(at):
-                    break
-                more = rows.take(at)
-                more.left -= count * i.devices[c]
-                more.money -= count * i.cost[c]
-                more.worth += count * self.cuts[:, c]
-                more.chosen[:, c] = count
-                parts.append(more)
-                rooms.append(room[at] - count * rents[c])
-            if len(parts) > 1:
-                rows, room = _Rows.joined(parts), np.concatenate(rooms)
+        for c in sorted(map(int, worthwhile), key=lambda c: -int(i.devices[c].sum())):
+            most = self._most_of(c, rows, room, rents[c])
+            at = np.repeat(np.arange(len(rows)), most)
+            if not len(at):
+                continue
+            count = np.arange(len(at)) - np.repeat(np.cumsum(most) - most, most) + 1
+            more = rows.take(at)
+            more.left -= count[:, None] * i.devices[c]
+            more.money -= count * i.cost[c]
+            more.worth += count[:, None] * self.cuts[:, c]
+            more.chosen[:, c] = count
+            rows, room = _Rows.joined([rows, more]), np.concatenate([room, room[at] - count[:, None] * rents[c]])
             if len(rows) > self.most_rows:
                 return None
         return rows.take(self._reach(rows.worth, rows.money, rows.left, 0))
 
-    def _linear_bounds(self) -> tuple[Floats, Floats]:
-        """For each inequality alone: most worth of a fractional fleet [K], and what a replica of c gives up [C, K]."""
-        bounds, rents = [], []
-        model = relax(fleet_model(self.instance))
-        for cut in self.cuts:
-            model.maximise(cut @ model["replicas"])
-            solution = solve(model)
-            assert solution.reduced_costs is not None, "a linear program has reduced costs"
-            bounds.append(float(solution.objective or 0.0))
-            rents.append(np.maximum(-solution.reduced_costs["replicas"], 0.0))
-        return np.array(bounds), np.array(rents).T
+    def _most_of(self, c: int, rows: _Rows, room: Floats, rents: Floats) -> Integers:
+        """Most replicas of one candidate that each row has GPUs, money and room under every inequality for, [M]."""
+        used = np.flatnonzero(self.instance.devices[c])
+        most = (rows.left[:, used] // self.instance.devices[c, used]).min(axis=1)
+        if self.instance.cost[c] > 0:
+            afford = (rows.money + _SLACK * self.budget) / self.instance.cost[c]
+            most = np.minimum(most, afford.astype(np.int64))
+        for k in np.flatnonzero(rents > 0):
+            most = np.minimum(most, ((room[:, k] - self.target) / rents[k]).astype(np.int64))
+        return np.maximum(most, 0)
 
     def _reach(self, worth: Floats, money: Floats, left: Integers, j: int) -> NDArray[np.bool_]:
         """Whether worth so far [M, K] and the most that types ``order[j:]`` can add reach the target."""

@@ -11,7 +11,7 @@ import numpy as np
 from planners.placement.assembly import assemble, shares_of_work
 from planners.placement.configurations import Candidates, MemoCosts, candidates_of
 from planners.placement.demand import workloads_of
-from planners.placement.exact import Fleet, Search, cheapest, fastest, leanest
+from planners.placement.exact import TIE, Fleet, Search, cheapest, fastest, leanest
 from planners.placement.formulation import fleet_model, relaxation, typical_rate, with_work
 from planners.placement.instance import Instance
 from planners.placement.problem import Plan, Problem, Workload
@@ -89,8 +89,24 @@ def _exact_fleet(instance: Instance, required: float | None, search: Search) -> 
 
 def _fastest_then_cheapest(instance: Instance, search: Search) -> Fleet | None:
     """The fastest fleet; among those as fast, the cheapest."""
+    if search.solver == "gurobi" and len({c.model for c in instance.candidates}) > 1:
+        return _in_two_programs(instance, search)
     best = fastest(instance, search)
     return best if best is None or search.over() else leanest(instance, best, search)
+
+
+def _in_two_programs(instance: Instance, search: Search) -> Fleet | None:
+    """The same by two integer programs in one piece each.
+
+    Partial fleets of several models multiply, and Gurobi is several times quicker than counting them; HiGHS is not.
+    """
+    best = fleet_by_program(instance, None, search)
+    if best is None or search.over():
+        return best
+    lean = fleet_by_program(instance, best.assignment.rate * (1 - TIE / 100), search)
+    if lean is None or lean.assignment.rate < best.assignment.rate * (1 - TIE / 100) or lean.cost >= best.cost:
+        return best
+    return replace(best, replicas=lean.replicas, assignment=lean.assignment, cost=lean.cost)
 
 
 def _cheapest_then_fastest(instance: Instance, required: float, search: Search) -> Fleet | None:
