@@ -19,7 +19,7 @@ from workbench.errors import TraceError
 from workbench.files import atomic_path, write_atomic
 from workbench.spec import about, content_id, dump, parse, read_toml, spec
 
-__all__ = ["load_tables", "save_tables"]
+__all__ = ["load_tables", "remove_stale", "save_tables"]
 
 
 @spec
@@ -59,6 +59,18 @@ def save_tables(folder: Path | str, tables: Iterable[ProfileTable]) -> list[Path
             pq.write_table(pa.table(columns), part)
         written.append(write_atomic(stem.with_suffix(".toml"), _toml(dump(facts))))
     return written
+
+
+def remove_stale(folder: Path | str, keep: Iterable[Path], ops: set[str], *, device: str) -> None:
+    """Remove older pairs of files of ``ops`` on ``device`` that are not among ``keep`` (TOML files) in ``folder``."""
+    kept = {path.name for path in keep}
+    for file in sorted(Path(folder).glob("*.toml")):
+        if file.name in kept:
+            continue
+        facts = parse(_Facts, read_toml(file), where=str(file))
+        if facts.op in ops and facts.provenance.device == device:
+            file.unlink()
+            file.with_suffix(".parquet").unlink(missing_ok=True)
 
 
 def load_tables(folder: Path | str) -> list[ProfileTable]:

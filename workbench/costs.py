@@ -89,6 +89,10 @@ class Provenance:
     device: str = about("Device name in the hardware catalogue.")
     date: str | None = about("Day of measurement, ISO 8601; absent when the origin does not say.", default=None)
     licence: str | None = about("Licence of the table, SPDX id; absent for own measurements.", default=None)
+    conditions: tuple[str, ...] = about("What was held fixed while measuring, as key=value texts.", default=())
+    error_median: float | None = about("Median relative error of predicting a left-out row from its neighbours.",
+                                       default=None)
+    error_p90: float | None = about("90th percentile of the same errors.", default=None)
 
 
 class CostModel(Protocol):
