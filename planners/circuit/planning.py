@@ -150,13 +150,14 @@ def _communication(staging: Staging) -> Proof:
 def _by_commutation(source: Circuit, shape: Shape, search: _Search) -> list[_Staged]:
     """The views of the circuit with fewest stages and then least communication: at most one merged, one not."""
     share = search.time_limit_s / 3
-    views = [_Staged(exact_staging(source, shape, relation="program", solver=search.solver, time_limit_s=share,
-                                   seed=search.seed), source, ())]
+    strict = exact_staging(source, shape, relation="program", solver=search.solver, time_limit_s=share,
+                           seed=search.seed)
+    views = [_Staged(strict, source, ())]
     groups = diagonal_groups(source)
     for merged in ((), groups) if groups else ((),):
         circuit = merge_gates(source, merged)
         staging = exact_staging(circuit, shape, relation="commutation", solver=search.solver, time_limit_s=share,
-                                seed=search.seed)
+                                seed=search.seed, known=strict.layouts)
         views.append(_Staged(staging, circuit, merged))
     best = min(view.staging.key for view in views)
     least_stages = min(view.staging.stage_bound for view in views)

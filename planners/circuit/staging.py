@@ -63,11 +63,12 @@ def check_fits(circuit: Circuit, local: int) -> None:
 
 
 def exact_staging(circuit: Circuit, shape: Shape, *, relation: Relation, solver: str, time_limit_s: float,
-                  seed: int) -> Staging:
+                  seed: int, known: Layouts | None = None) -> Staging:
     """Fewest stages and then least communication under an order relation.
 
     The ILP runs only where list schedule and bound do not meet, for ``time_limit_s`` in all at most; a number of stages
-    that it neither schedules nor rules out in time is given up, and the proven bound stays below.
+    that it neither schedules nor rules out in time is given up, and the proven bound stays below. ``known`` are layouts
+    that are known to do, e.g. those of a stricter relation.
 
     Raises:
         Infeasible: a gate does not fit.
@@ -79,14 +80,16 @@ def exact_staging(circuit: Circuit, shape: Shape, *, relation: Relation, solver:
     proven_stages = stages
     while True:
         bound = cheapest_moves(dag, shape, stages).cost
-        best = _scheduled(dag, shape, limits, bound=bound, seed=seed)
+        best = known if known is not None and len(known.local) == stages else None
+        if best is None or best.cost > bound + _TIE:
+            best = _cheaper(best, _scheduled(dag, shape, limits, bound=bound, seed=seed))
         solved_by = None
         if best is None or best.cost > bound + _TIE:
             left = time_limit_s - (time.perf_counter() - begin)
             found, bound, status = solve_staging(dag, shape, limits, stages=stages, bound=bound, start=best,
                                                  solver=solver, time_limit_s=max(left, 0.1), seed=seed)
             solved_by = solver
-            best = min((x for x in (found, best) if x is not None), key=lambda x: x.cost, default=None)
+            best = _cheaper(best, found)
             if best is None and status == "infeasible" and proven_stages == stages:
                 proven_stages += 1
         if best is not None:
@@ -117,6 +120,10 @@ def ilp_staging(circuit: Circuit, shape: Shape, *, solver: str, time_limit_s: fl
             raise SolverError(f"{stages} stages were neither scheduled nor ruled out in {time_limit_s:g} s",
                               where="planner atlas", hint="planner 'exact' proves it without a solver")
         stages += 1
+
+
+def _cheaper(first: Layouts | None, second: Layouts | None) -> Layouts | None:
+    return min((x for x in (first, second) if x is not None), key=lambda x: x.cost, default=None)
 
 
 def _windows_at(dag: StageDag, shape: Shape, stages: int) -> Windows:
