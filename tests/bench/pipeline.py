@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from planners import pipeline
-from planners.pipeline.baselines import chained, pipedream
+from planners.pipeline.baselines import chained, line_cuts, pipedream
 from planners.pipeline.decomposition import Node
 from planners.pipeline.planning import priced
 from planners.pipeline.pricing import Prices
@@ -103,6 +103,7 @@ def _graph(prices: Prices, root: Node, menu: tuple[int, ...]) -> Ranking:
     """Our uniform plans with micro-batches of ``menu``."""
     ours = Ranking(prices, time.perf_counter() + 600)
     rank(ours, root, [(b,) for b in menu])
+    line_cuts(ours, spread=1 if len(menu) == 1 else 2)
     return ours
 
 
