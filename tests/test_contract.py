@@ -49,9 +49,11 @@ def test_planner_exports_the_contract(found: study.Study) -> None:
     assert parameters(planner.predicted) == ["problem", "plan"]
     assert parameters(planner.decision) == ["plan"]
     assert parameters(planner.comparison) == ["problem", "costs", "plan"]
+    assert parameters(planner.headline) == parameters(planner.in_words) == ["plan"]
     assert planner.PLANNERS
     assert all(planner.PLANNERS.values())
     assert typing.get_type_hints(planner.Plan)["certificate"] is Certificate
+    assert "sources" in typing.get_type_hints(planner.Plan)
 
 
 def test_executor_exports_the_contract(found: study.Study) -> None:
@@ -117,6 +119,9 @@ def test_planning_twice_gives_the_same_plan(planned: tuple[Job, typing.Any]) -> 
 def test_decision_and_prediction_are_rows_for_people(planned: tuple[Job, typing.Any]) -> None:
     job, plan = planned
     assert job.study.planner.decision(plan)
+    assert len(job.study.planner.headline(plan)) <= 80
+    assert job.study.planner.in_words(plan).endswith(".")
+    assert sum(plan.sources.values()) == pytest.approx(1)
     metrics = job.study.planner.predicted(job.problem, plan)
     assert metrics
     assert all(m.about for m in metrics)

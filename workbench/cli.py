@@ -131,9 +131,13 @@ def _show_plan(args: argparse.Namespace, job: Any, folder: Any, plan: Any) -> No
     metrics = planner.predicted(job.problem, plan)
 
     def text() -> str:
-        parts = [table(planner.decision(plan)), plan.certificate.line(),
-                 table([{"metric": m.name, "predicted": m.value, "unit": m.unit} for m in metrics])]
-        return "\n\n".join(parts)
+        certificate = plan.certificate
+        scarce = [{"one more": name, f"{certificate.unit} better": value}
+                  for name, value in certificate.shadow_prices.items()]
+        return "\n\n".join([
+            planner.in_words(plan), table(planner.decision(plan)), certificate.line(),
+            *([table(scarce)] if scarce else []),
+            table([{"metric": m.name, "predicted": m.value, "unit": m.unit} for m in metrics])])
 
     emit(args, {"run": str(folder.path), "plan": dump(plan)}, text)
     say(f"plan: {folder.path / 'plan.json'}")
@@ -270,6 +274,48 @@ def facts(data: dict[str, Any]) -> list[str]:
     return [table(plain), *(f"{key}\n{table(value)}" for key, value in data.items() if isinstance(value, list))]
 
 
+def _profile(args: argparse.Namespace) -> int:
+    import importlib
+
+    if args.report:
+        page = str(importlib.import_module("profilers.roofpage").write_page(args.profiles))
+        emit(args, {"report": page}, lambda: page)
+        return 0
+    campaign = importlib.import_module("profilers.campaign").Campaign(
+        args.kernels, device=args.device, folder=args.profiles)
+    budget_s = seconds(args.budget)
+    planned = campaign.plan_rows()
+    say(table(planned))
+    say(f"{sum(r['points'] for r in planned)} points, about {sum(r['about_s'] for r in planned)} s; then the gaps that "
+        f"interpolation is least sure of, until {args.budget} are spent (Ctrl-C keeps what was measured)")
+    try:
+        rows = campaign.run(budget_s, say)
+    except KeyboardInterrupt:
+        say(f"interrupted; finished points are kept. next: wb profile --profiles {args.profiles}")
+        raise
+    emit(args, {"folder": args.profiles, "tables": rows}, lambda: table(rows))
+    say(f'tables: {args.profiles}; in a spec: [costs] source = "measured", folder = "{args.profiles}"')
+    return 0
+
+
+def seconds(text: str) -> float:
+    """A length of time such as 90s, 5m or 1h, in seconds; a bare number counts seconds.
+
+    Raises:
+        SpecError: it is none, or not above 0.
+    """
+    from workbench.errors import SpecError
+
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+    try:
+        value = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise SpecError(f"{text!r} is no length of time", where="--budget", allowed=["90s", "5m", "1h"])
+    return value
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from workbench.doctor import examine
 
@@ -330,6 +376,12 @@ def parser() -> argparse.ArgumentParser:
     made = verb("traces", _traces, "public and synthetic workloads")
     made.add_argument("action", choices=("list", "fetch", "show"))
     made.add_argument("name", nargs="?", metavar="NAME")
+    made = verb("profile", _profile, "measure this machine's kernels into cost tables; a rerun goes on")
+    made.add_argument("kernels", nargs="*", metavar="KERNEL", help="kernel families or ops (default: all)")
+    made.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="what to measure (default: cpu)")
+    made.add_argument("--budget", default="5m", metavar="TIME", help="most time to spend, e.g. 90s, 5m (default: 5m)")
+    made.add_argument("--profiles", default="profiles", metavar="FOLDER", help="where tables live (default: profiles)")
+    made.add_argument("--report", action="store_true", help="write the page of rooflines of an existing folder")
     verb("bench", _bench, "run a study's benchmarks").add_argument("study", metavar="STUDY")
     return top
 

@@ -12,13 +12,14 @@ downhill); below its first point the first value stays. Both are flagged as extr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
 import pkgutil
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -41,6 +42,7 @@ __all__ = [
     "Source",
     "SweepCosts",
     "TableCosts",
+    "asked_point",
     "held_out_errors",
     "open_costs",
     "sweep",
@@ -51,7 +53,7 @@ Source = Literal["measured", "interpolated", "extrapolated", "analytic"]
 SOURCES: tuple[Source, ...] = ("measured", "interpolated", "extrapolated", "analytic")
 _RANK = {name: rank for rank, name in enumerate(SOURCES)}
 Scale = Literal["linear", "log"]
-Key = str | int
+Key = str | int | float
 # Up to so many points one at a time are quicker than arrays.
 _FEW = 256
 Floats = NDArray[np.float64]
@@ -87,6 +89,10 @@ class Provenance:
     device: str = about("Device name in the hardware catalogue.")
     date: str | None = about("Day of measurement, ISO 8601; absent when the origin does not say.", default=None)
     licence: str | None = about("Licence of the table, SPDX id; absent for own measurements.", default=None)
+    conditions: tuple[str, ...] = about("What was held fixed while measuring, as key=value texts.", default=())
+    error_median: float | None = about("Median relative error of predicting a left-out row from its neighbours.",
+                                       default=None)
+    error_p90: float | None = about("90th percentile of the same errors.", default=None)
 
 
 class CostModel(Protocol):
@@ -143,7 +149,8 @@ class ProfileTable:
     """Measured seconds of one op under one set of exact keys, over nested numeric axes (outermost first).
 
     ``points`` is (rows, axes) in the axes' own units, ``seconds`` is (rows,). The grid may be ragged: each outer
-    value has its own inner values. A point measured more than once counts with its median.
+    value has its own inner values. A point measured more than once counts with its median; without axes all rows
+    are one point.
 
     Raises:
         TraceError: shapes disagree, no rows, values that are not finite, a time <= 0, or a log axis with a value <= 0.
@@ -157,6 +164,7 @@ class ProfileTable:
     provenance: Provenance
     times: Scale = "linear"
     _index: _Grid = field(init=False, repr=False, compare=False)
+    _knots: dict[str, list[float]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         points = np.asarray(self.points, dtype=np.float64)
@@ -176,6 +184,19 @@ class ProfileTable:
         """Times at broadcast coordinate arrays, and for each the index of its source in ``SOURCES``."""
         return self._index.many(coordinates)
 
+    def knots(self, axis: str) -> list[float]:
+        """The values of ``axis`` that were measured, sorted.
+
+        Raises:
+            SpecError: the table has no such axis.
+        """
+        if axis not in self._knots:
+            names = [a.name for a in self.axes]
+            if axis not in names:
+                raise SpecError(f"{self.label()} has no axis {axis!r}", allowed=names)
+            self._knots[axis] = np.unique(self.points[:, names.index(axis)]).tolist()
+        return self._knots[axis]
+
     def label(self) -> str:
         """Op and keys in one short text."""
         return f"{self.op}({', '.join(f'{k}={v}' for k, v in self.keys.items())})"
@@ -183,7 +204,7 @@ class ProfileTable:
 
 def _check_rows(table: ProfileTable, points: Floats, seconds: Floats) -> None:
     where = table.label()
-    if points.ndim != 2 or points.shape != (len(seconds), len(table.axes)) or not table.axes:
+    if points.ndim != 2 or points.shape != (len(seconds), len(table.axes)):
         raise TraceError(f"points have shape {points.shape}, seconds {seconds.shape}, for {len(table.axes)} axes",
                          where=where)
     if not len(seconds):
@@ -200,6 +221,8 @@ def _check_rows(table: ProfileTable, points: Floats, seconds: Floats) -> None:
 
 def _sorted_medians(points: Floats, seconds: Floats) -> tuple[Floats, Floats]:
     """Rows in lexicographic order of the axes, repeated points merged into their median."""
+    if _in_order(points):
+        return points, seconds
     order = np.lexsort((seconds, *points.T[::-1]))
     points, seconds = points[order], seconds[order]
     new = np.ones(len(points), dtype=bool)
@@ -210,6 +233,15 @@ def _sorted_medians(points: Floats, seconds: Floats) -> tuple[Floats, Floats]:
     count = np.diff(np.append(first, len(points)))
     low, high = first + (count - 1) // 2, first + count // 2
     return points[first], (seconds[low] + seconds[high]) / 2
+
+
+def _in_order(points: Floats) -> bool:
+    """Whether the rows are in strict lexicographic order, as tables read from a cache are."""
+    if not points.shape[1]:
+        return len(points) == 1
+    differs = points[1:] != points[:-1]
+    first = differs.argmax(axis=1)[:, None]
+    return bool((np.take_along_axis(points[1:], first, 1) > np.take_along_axis(points[:-1], first, 1)).all())
 
 
 class _Grid:
@@ -266,10 +298,12 @@ class _Grid:
                 return max(b, a + share * (b - a)), 2
             return a + share * (b - a), rank
 
-        found, rank = height(0, 0)
+        found, rank = height(0, 0) if values else (heights[0], 0)
         return (math.exp(found) if self.log_times else found), rank
 
     def many(self, coordinates: Sequence[ArrayLike]) -> tuple[Floats, Ranks]:
+        if not coordinates:
+            return np.array(self.at(())[0]), np.array(0, dtype=np.int8)
         grids = np.broadcast_arrays(*(np.asarray(c, dtype=np.float64) for c in coordinates))
         flat, shape = [g.ravel() for g in grids], grids[0].shape
         if flat[0].size <= _FEW:
@@ -325,18 +359,16 @@ def held_out_errors(table: ProfileTable, axis: str) -> Floats:
     Raises:
         SpecError: the table has no such axis.
     """
-    names = [a.name for a in table.axes]
-    if axis not in names:
-        raise SpecError(f"{table.label()} has no axis {axis!r}", allowed=names)
-    column = table.points[:, names.index(axis)]
+    inside = table.knots(axis)[1:-1]
+    column = table.points[:, [a.name for a in table.axes].index(axis)]
     errors = []
-    for value in np.unique(column)[1:-1]:
+    for value in inside:
         held = column == value
         rest = ProfileTable(op=table.op, keys=table.keys, axes=table.axes, points=table.points[~held],
                             seconds=table.seconds[~held], provenance=table.provenance, times=table.times)
         predicted, rank = rest.many(*table.points[held].T)
-        inside = rank <= _RANK["interpolated"]
-        errors.append(predicted[inside] / table.seconds[held][inside] - 1)
+        known = rank <= _RANK["interpolated"]
+        errors.append(predicted[known] / table.seconds[held][known] - 1)
     return np.concatenate(errors) if errors else np.empty(0)
 
 
@@ -394,11 +426,7 @@ class TableCosts:
         Raises:
             MissingProfile: there is no such table; ``SpecError`` when it has no such axis.
         """
-        table = self.table(op, point)
-        names = [a.name for a in table.axes]
-        if axis not in names:
-            raise SpecError(f"{table.label()} has no axis {axis!r}", allowed=names)
-        return np.unique(table.points[:, names.index(axis)]).tolist()
+        return self.table(op, point).knots(axis)
 
     @staticmethod
     def _coordinates(table: ProfileTable, point: Mapping[str, Any]) -> list[Any]:
@@ -418,7 +446,7 @@ class TableCosts:
         return {t.label(): t.provenance for t in self.tables()}
 
     def _missing(self, op: str, point: Mapping[str, Any]) -> MissingProfile:
-        asked = f"{op}({', '.join(f'{k}={v}' for k, v in point.items())})"
+        asked = asked_point(op, point)
         command = self._next_command.format(op=op)
         if op not in self._by_op:
             close = nearest(op, self._by_op)
@@ -434,6 +462,11 @@ class TableCosts:
                     faults.append(f"{n}={point.get(n)} is not among {listed}" + (f"; nearest {close}" if close else ""))
         hint = "; or ".join(dict.fromkeys(faults)) or "each key is known, this combination of them is not"
         return MissingProfile(f"no profile of {op!r} with these keys", keys=[asked], hint=hint, next_command=command)
+
+
+def asked_point(op: str, point: Mapping[str, Any]) -> str:
+    """A point as text, for messages; arrays are named only."""
+    return f"{op}({', '.join(f'{k}={v}' if isinstance(v, str | int | float) else f'{k}=…' for k, v in point.items())})"
 
 
 class FallbackCosts:
@@ -466,12 +499,31 @@ class FallbackCosts:
                 complaint = complaint or error
         raise complaint or MissingProfile("no cost model to ask", keys=[op])
 
+    def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
+        """Measured values of ``axis`` in the first model with tables that knows the point.
+
+        Raises:
+            MissingProfile: none does.
+        """
+        for model in self._models:
+            with contextlib.suppress(MissingProfile):
+                return _knots(model, op, axis, **point)
+        raise MissingProfile(f"no table of {op!r} at this point", keys=[op])
+
     def provenance(self) -> Mapping[str, Provenance]:
         """The tables of all models; the first one's names win."""
         merged: dict[str, Provenance] = {}
         for model in reversed(self._models):
             merged.update(model.provenance())
         return merged
+
+
+def _knots(model: CostModel, op: str, axis: str, **point: float | int | str) -> list[float]:
+    """Measured values of ``axis``; models without tables have none, which is a ``MissingProfile``."""
+    ask: Callable[..., list[float]] | None = getattr(model, "knots", None)
+    if ask is None:
+        raise MissingProfile(f"no table of {op!r} at this point", keys=[op])
+    return ask(op, axis, **point)
 
 
 class CountedCosts:
@@ -493,6 +545,10 @@ class CountedCosts:
         for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True):
             self.answers[SOURCES[rank]] += int(count)
         return seconds, ranks
+
+    def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
+        """Measured values of ``axis`` in the inner model; ``MissingProfile`` when it has no such table."""
+        return _knots(self._model, op, axis, **point)
 
     def provenance(self) -> Mapping[str, Provenance]:
         """The inner model's tables."""

@@ -154,10 +154,9 @@ class _StageCost:
             rows = _gemm_knots(ask, head, "bf16")
             self._head = _Curve(rows, ask("gemm", {"m": rows}, {"n": head.n, "k": head.k, "dtype": "bf16"}))
         self._body = _Curve(tokens, total)
-        self._keys: _Point = {"kv_heads": shape.kv_heads_per_device(tp), "head_dim": shape.head_dim,
-                              "kv_dtype": _sixteen(formats.kv)}
-        self._point: _Point = {**self._keys, "heads": shape.heads // tp}
-        self.contexts = ask.knots("attention_decode", "context", self._keys, _CONTEXT_KNOTS)
+        self._point: _Point = {"heads": shape.heads // tp, "kv_heads": shape.kv_heads_per_device(tp),
+                               "head_dim": shape.head_dim, "kv_dtype": _sixteen(formats.kv)}
+        self.contexts = ask.knots("attention_decode", "context", self._point, _CONTEXT_KNOTS)
         self._extends = ask.knows("attention_extend", {"tokens": [128.0]}, {**self._point, "history": 0})
         ask("attention_decode", {"batch": np.array(_REFERENCE_BATCHES)[:, None],
                                  "context": np.array(_REFERENCE_CONTEXTS)[None, :]}, self._point)
@@ -175,7 +174,7 @@ class _StageCost:
     def _prompt_attention(self, batch: int) -> _Curve:
         """Attention of all layers over ``batch`` whole prompts, by their length."""
         if batch not in self._prompts:
-            lengths = self._ask.knots("attention_prefill", "tokens", self._keys, _TOKEN_KNOTS)
+            lengths = self._ask.knots("attention_prefill", "tokens", self._point, _TOKEN_KNOTS)
             seconds = self._ask.uncounted("attention_prefill", {"tokens": lengths}, {**self._point, "batch": batch})
             self._prompts[batch] = _Curve(lengths, self._layers * seconds)
         return self._prompts[batch]
@@ -328,13 +327,20 @@ def check_stages(shape: LlmShape, stages: Sequence[Stage], catalogue: Catalogue)
 
 
 def _dealt(chunks: Sequence[Chunk], hands: int) -> list[list[Chunk]]:
-    """Chunks on micro-batches: the largest first, each to the one with the fewest tokens so far."""
+    """Chunks cut into micro-batches of equally many tokens, in order.
+
+    A prompt cut in two is right in a pipeline: every stage sees its first part before the second.
+    """
+    total = sum(c.tokens for c in chunks)
     dealt: list[list[Chunk]] = [[] for _ in range(hands)]
-    load = [0] * hands
-    for chunk in sorted(chunks, key=lambda c: -c.tokens):
-        lightest = load.index(min(load))
-        dealt[lightest].append(chunk)
-        load[lightest] += chunk.tokens
+    done = 0
+    for chunk in chunks:
+        tokens, history = chunk
+        while tokens:
+            hand = done * hands // total
+            taken = min(tokens, -(-total * (hand + 1) // hands) - done)
+            dealt[hand].append(Chunk(taken, history))
+            tokens, history, done = tokens - taken, history + taken, done + taken
     return dealt
 
 

@@ -264,7 +264,7 @@ def cdf(values: Mapping[str, Sequence[float]], *, quantity: str, unit: str, scal
             legend[f"{label}\u2002{marks}"] = colour
         axes.set_xscale(scale)
         axes.set_ylim(0, 101)
-        if scale == "linear":
+        if scale == "linear" and values:
             # The last two in a thousand would leave the rest of the curve little room.
             axes.set_xlim(min(0.0, *map(min, values.values())), max(np.percentile(s, 99.8) for s in values.values()))
         _plain_ticks(axes)
@@ -449,7 +449,8 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x_la
         ends = []
         for colour, (label, (x, y)) in zip(_cycle(len(series)), series.items(), strict=True):
             marked = "o" if len(x) <= 24 else ""
-            axes.plot(x, y, marked, linestyle="-", color=colour, linewidth=1.8, markersize=4.5, markeredgecolor=PAPER)
+            axes.plot(x, y, marker=marked, linestyle="-", color=colour, linewidth=1.8, markersize=4.5,
+                      markeredgecolor=PAPER)
             if bands and label in bands:
                 axes.fill_between(x, *bands[label], color=colour, alpha=0.16, linewidth=0)
             ends.append((float(y[-1]), label, colour))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from traces.registry import cache_folder
-from workbench.costs import Axis, Cost, Floats, ProfileTable, Provenance, Ranks, TableCosts
+from workbench.costs import Axis, Cost, Floats, ProfileTable, Provenance, Ranks, TableCosts, asked_point
 from workbench.errors import MissingProfile, SpecError, WorkbenchError, nearest
 from workbench.files import atomic_path
 from workbench.hardware import Catalogue, load_catalogue
@@ -88,7 +88,7 @@ FAMILIES: Mapping[str, tuple[_Family, ...]] = {
     "all_to_all": (_collective("alltoall", "nccl", "nccl_dtype", "nccl", {}),),
 }
 # Changes whenever the compact copies are laid out in another way.
-_LAYOUT = "v1"
+_LAYOUT = "v2"
 _FORMATS = {"bfloat16": "bf16", "float16": "fp16", "half": "bf16"}
 
 
@@ -157,7 +157,8 @@ class Aiconfigurator:
         """
         if op not in FAMILIES:
             close = nearest(op, FAMILIES)
-            raise MissingProfile(f"{DISTRIBUTION} has no op {op!r}", keys=[_asked(op, point)], allowed=sorted(FAMILIES),
+            raise MissingProfile(f"{DISTRIBUTION} has no op {op!r}", keys=[asked_point(op, point)],
+                                 allowed=sorted(FAMILIES),
                                  hint=f"did you mean {close!r}?" if close else None)
         device = str(point.get("device"))
         rows = self._rows.get((op, device))
@@ -168,14 +169,14 @@ class Aiconfigurator:
             return
         if wanted not in rows.groups:
             raise MissingProfile(f"{DISTRIBUTION} has no {op!r} with these keys for {device}",
-                                 keys=[_asked(op, point)], hint="measured: " + _listed(rows))
+                                 keys=[asked_point(op, point)], hint="measured: " + _listed(rows))
         self._tables.add(rows.table(op, device, wanted))
 
     def _read(self, op: str, device: str, point: Mapping[str, Any]) -> _Rows:
         if device not in self._systems:
             close = nearest(device, self._systems)
             raise MissingProfile(f"{DISTRIBUTION} has no tables of {device} with {self._backend}",
-                                 keys=[_asked(op, point)],
+                                 keys=[asked_point(op, point)],
                                  allowed=sorted(self._systems), hint=f"did you mean {close!r}?" if close else None,
                                  next_command=f"wb profile {op}")
         for family in FAMILIES[op]:
@@ -186,7 +187,7 @@ class Aiconfigurator:
                 if rows.groups:
                     return rows
         raise MissingProfile(f"{DISTRIBUTION} has no {op!r} of {device} with {self._backend}",
-                             keys=[_asked(op, point)])
+                             keys=[asked_point(op, point)])
 
 
 class _Rows:
@@ -211,10 +212,6 @@ class _Rows:
             points=self._points[members], seconds=self._seconds[members],
             provenance=Provenance(id=self._source, origin="NVIDIA, in the package " + DISTRIBUTION, device=device,
                                   licence="Apache-2.0"))
-
-
-def _asked(op: str, point: Mapping[str, Any]) -> str:
-    return f"{op}({', '.join(f'{k}={v}' for k, v in point.items())})"
 
 
 def _listed(rows: _Rows) -> str:
@@ -276,10 +273,10 @@ def _group(columns: Mapping[str, NDArray[Any]], family: _Family) -> dict[str, ND
     parts = [np.unique(columns[column][keep], return_inverse=True) for column in family.keys.values()]
     for values, inverse in parts:
         code = code * len(values) + inverse
-    order = np.argsort(code, kind="stable")
-    first = np.flatnonzero(np.diff(code[order], prepend=-1))
     points = np.column_stack([columns[column][keep] * family.factors.get(column, 1.0) + family.shifts.get(column, 0.0)
                               for _, column in family.axes])
+    order = np.lexsort((*points.T[::-1], code))
+    first = np.flatnonzero(np.diff(code[order], prepend=-1))
     groups = {f"key {name}": _our_names(values[inverse[order[first]]])
               for name, (values, inverse) in zip(family.keys, parts, strict=True)}
     return {**groups, "first": np.append(first, len(order)), "points": points[order],

@@ -10,7 +10,8 @@ speculative decoding, no tokens wasted by requests that stop early, no network b
 """
 
 from workbench.serving.fleet import simulate_fleet
-from workbench.serving.metrics import Served, Slo, TokenGaps
-from workbench.serving.workload import ReplicaSpec, Requests, prefix_parents
+from workbench.serving.metrics import ReplicaUse, Served, Slo, TokenGaps
+from workbench.serving.workload import ReplicaSpec, Requests, prefix_parents, turn_parents
 
-__all__ = ["ReplicaSpec", "Requests", "Served", "Slo", "TokenGaps", "prefix_parents", "simulate_fleet"]
+__all__ = ["ReplicaSpec", "ReplicaUse", "Requests", "Served", "Slo", "TokenGaps", "prefix_parents", "simulate_fleet",
+           "turn_parents"]

@@ -16,7 +16,7 @@ import numpy as np
 from workbench.errors import SpecError, nearest
 from workbench.serving.engine import Replica
 from workbench.serving.metrics import ReplicaUse, Served, TokenGaps
-from workbench.serving.records import NEVER, Ledger, column
+from workbench.serving.records import NEVER, Ledger, column, stretches, sums
 from workbench.serving.router import Deficit, LeastWork
 from workbench.serving.stepwise import StepwiseReplica
 from workbench.serving.workload import TICKS_PER_PS, ReplicaSpec, Requests
@@ -142,24 +142,26 @@ def _serve_watching(requests: Requests, fleet: Sequence[AnyReplica], ledger: Led
         while done and done[0][0] < now:
             finished = heappop(done)[1]
             groups.finished(finished, on[finished])
-        replica = fleet[groups.choose(request)]
+        chosen = groups.choose(request)
+        replica = fleet[chosen]
         before = replica.next
         replica.deliver(request, now)
         if replica.next != before:
-            heappush(agenda, (replica.next, replica.index))
+            heappush(agenda, (replica.next, chosen))
 
 
 def _served(requests: Requests, replicas: Sequence[ReplicaSpec], fleet: Sequence[AnyReplica],
             ledger: Ledger) -> Served:
     counts = np.bincount(column(ledger.replica), minlength=len(fleet))
     uses = tuple(
-        ReplicaUse(group=spec.group, requests=int(counts[r.index]), iterations=r.iterations, busy_ticks=r.busy,
-                   sequences_sum=r.sequences_sum, sequence_ticks=r.sequence_ticks, context_sum=r.context_sum,
+        ReplicaUse(group=spec.group, requests=int(counts[r.index]), **sums(stretches(r.stretches))._asdict(),
                    prompt_tokens=r.prompt_tokens, peak_blocks=r.peak_blocks, kv_blocks=spec.kv_blocks,
                    block_size=spec.block_size)
         for spec, r in zip(replicas, fleet, strict=True))
-    gaps = TokenGaps(weight=column(ledger.weight), first=column(ledger.ticks), step=column(ledger.increment),
-                     count=column(ledger.repeats), long=tuple(ledger.long_gaps))
+    # The stepwise replica writes down every gap by itself.
+    together = [r.stretches for r in fleet if isinstance(r, Replica)]
+    gaps = TokenGaps(stretches=stretches(bytearray().join(together)), single=column(ledger.single_gaps),
+                     long=tuple(ledger.long_gaps))
     return Served(arrival_ps=requests.arrival_ps, scheduled_ps=column(ledger.scheduled),
                   first_token_ps=column(ledger.first), finish_ps=column(ledger.finish),
                   input_tokens=requests.input_tokens, output_tokens=requests.output_tokens,

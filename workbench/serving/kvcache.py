@@ -68,6 +68,7 @@ class PrefixPool:
         self._queue: deque[_Range] = deque([_Range(None, 0, blocks)])
         self._runs: dict[int, _Run] = {}
         self._depth: dict[int, int] = {}
+        self._paths: dict[int, list[tuple[int, int, int]]] = {}
         self._copied: dict[int, tuple[int, int]] = {}
 
     def _path(self, request: int) -> list[tuple[int, int, int]]:
@@ -84,6 +85,8 @@ class PrefixPool:
     def lookup(self, request: int, tokens: int) -> tuple[int, int]:
         """Resident blocks of the first ``tokens``, the last token's excepted, and how many of them are free."""
         hit = idle = 0
+        if request not in self._runs and self._shared[request] < self._block_size:
+            return hit, idle
         last = (tokens - 1) // self._block_size
         for node, start, end in reversed(self._path(request)):
             run = self._runs.get(node)
@@ -98,7 +101,8 @@ class PrefixPool:
     def acquire(self, request: int, hit: int) -> None:
         """Take the first ``hit`` resident blocks into use for ``request``."""
         self._depth[request] = hit
-        for node, start, end in self._path(request):
+        path = self._paths[request] = self._path(request)
+        for node, start, end in path:
             if start < hit:
                 run = self._runs[node]
                 depth = min(end, hit)
@@ -120,7 +124,7 @@ class PrefixPool:
         if depth <= before:
             return
         self._depth[request] = depth
-        for node, start, end in self._path(request):
+        for node, start, end in self._paths[request]:
             low, high = max(start, before), min(end, depth)
             if low >= high:
                 continue
@@ -174,7 +178,7 @@ class PrefixPool:
         depth = self._depth.pop(request)
         copied = self._copied.pop(request, None)
         freed = self._append(None, 0, held - depth)
-        for node, start, end in self._path(request):
+        for node, start, end in self._paths.pop(request):
             mine = min(end, depth)
             if copied is not None and start < copied[1] <= end:
                 freed += self._append(None, *copied)

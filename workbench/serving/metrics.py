@@ -43,101 +43,106 @@ class Slo:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenGaps:
-    """Times between tokens of one request, over all requests, as arithmetic series in ticks.
+    """Times between tokens of one request, over all requests, mostly as arithmetic series in ticks.
 
-    Row i stands for ``weight[i]`` gaps of each ``first[i] + step[i] * j``, 0 <= j < ``count[i]``; ``long`` are single
-    gaps beyond 64 bits.
+    Row (n, first, increment, count, …) of ``stretches`` stands for n gaps of each ``first + increment * j``,
+    0 <= j < count; ``single`` are gaps by themselves, ``long`` those beyond 64 bits.
     """
 
-    weight: Ints
-    first: Ints
-    step: Ints
-    count: Ints
+    stretches: Ints
+    single: Ints
     long: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Number of gaps."""
-        return int((self.weight * self.count).sum()) + len(self.long)
-
-    def ascending(self) -> tuple[Ints, Ints]:
-        """``(lowest, step)`` of each row with steps of at least 0."""
-        falling = self.step < 0
-        return np.where(falling, self.first + self.step * (self.count - 1), self.first), np.abs(self.step)
+        return int((self.stretches[:, 0] * self.stretches[:, 3]).sum()) + len(self.single) + len(self.long)
 
     def order_statistics(self, ranks: Sequence[int]) -> list[int]:
         """The gaps at these 0-based ranks of the sorted list of all gaps, in ticks."""
-        low, step = self.ascending()
-        rows = _Rows(low, step, self.count, self.weight)
         inside = len(self) - len(self.long)
-        beyond = sorted(self.long)
         wanted = sorted({r for r in ranks if r < inside})
-        found = dict(zip(wanted, rows.select(wanted), strict=True))
+        found = dict(zip(wanted, _Series(self).select(wanted), strict=True)) if wanted else {}
+        beyond = sorted(self.long)
         return [found[r] if r < inside else beyond[r - inside] for r in ranks]
 
     def moments(self) -> tuple[float, float]:
-        """Mean and standard deviation, in ticks."""
+        """Mean and standard deviation, in ticks; (0, 0) without gaps."""
         total = len(self)
         if not total:
             return 0.0, 0.0
-        first, step, count, weight = (a.astype(np.longdouble) for a in (self.first, self.step, self.count, self.weight))
-        pairs = count * (count - 1)
-        mean = ((weight * (count * first + step * pairs / 2)).sum() + sum(self.long)) / total
-        off = first - mean
-        squares = count * off * off + off * step * pairs + step * step * pairs * (2 * count - 1) / 6
-        variance = ((weight * squares).sum() + sum((g - mean) ** 2 for g in self.long)) / total
-        return float(mean), float(np.sqrt(variance))
+        parts = [self.stretches[i:i + _CHUNK] for i in range(0, len(self.stretches), _CHUNK)]
+        mean = (sum(_weighted_sum(rows) for rows in parts) + float(self.single.sum(dtype=np.float64))
+                + float(sum(self.long))) / total
+        squares = (sum(_weighted_squares(rows, mean) for rows in parts)
+                   + float(((self.single - mean) ** 2).sum()) + sum((g - mean) ** 2 for g in self.long))
+        return mean, (squares / total) ** 0.5
 
     def expanded(self) -> list[int]:
         """Every gap, sorted (for small runs)."""
-        rows = zip(self.weight.tolist(), self.first.tolist(), self.step.tolist(), self.count.tolist(), strict=True)
-        return sorted([first + step * j for weight, first, step, count in rows for j in range(count)
-                       for _ in range(weight)] + list(self.long))
+        return sorted([first + increment * j for n, first, increment, count, _ in self.stretches.tolist()
+                       for j in range(count) for _ in range(n)] + self.single.tolist() + list(self.long))
 
 
-class _Rows:
-    """Ascending arithmetic series with weights, and selection among all their values."""
+_CHUNK = 1 << 18
 
-    def __init__(self, low: Ints, step: Ints, count: Ints, weight: Ints) -> None:
-        self.low, self.step, self.count, self.weight = low, step, count, weight
+
+def _weighted_sum(rows: Ints) -> float:
+    n, first, increment, count = (rows[:, i].astype(np.float64) for i in range(4))
+    return float((n * (count * first + increment * count * (count - 1) / 2)).sum())
+
+
+def _weighted_squares(rows: Ints, mean: float) -> float:
+    """Sum of squared distances from ``mean``."""
+    n, first, increment, count = (rows[:, i].astype(np.float64) for i in range(4))
+    off, pairs = first - mean, count * (count - 1)
+    return float((n * (count * off * off + increment * pairs * (off + increment * (2 * count - 1) / 6))).sum())
+
+
+class _Series:
+    """Ascending arithmetic series with weights, and selection among all their values by bisection."""
+
+    def __init__(self, gaps: TokenGaps) -> None:
+        rows = gaps.stretches[gaps.stretches[:, 0] > 0]
+        ones = np.ones(len(gaps.single), dtype=np.int64)
+        self.weight = np.concatenate([rows[:, 0], ones])
+        self.count = np.concatenate([rows[:, 3], ones])
+        self.step = np.concatenate([np.abs(rows[:, 2]), ones])
+        falling = np.minimum(rows[:, 2], 0) * (rows[:, 3] - 1)
+        self.low = np.concatenate([rows[:, 1] + falling, gaps.single])
+        self.high = self.low + self.step * (self.count - 1)
 
     def select(self, ranks: Sequence[int]) -> list[int]:
         """Values at ascending 0-based ranks."""
-        if not ranks:
-            return []
-        high = self.low + self.step * (self.count - 1)
-        return self._between(np.arange(len(self.low)), high, int(self.low.min()), int(high.max()), 0, list(ranks))
+        rows = np.arange(len(self.low))
+        return self._between(rows, int(self.low.min()), int(self.high.max()), 0, list(ranks))
 
-    def _between(self, rows: Ints, high: Ints, least: int, most: int, below: int, ranks: list[int]) -> list[int]:
-        """Values at ``ranks``, known to lie in [least, most]; ``below`` gaps outside ``rows`` lie under ``least``.
+    def _between(self, rows: Ints, least: int, most: int, below: int, ranks: list[int]) -> list[int]:
+        """Values at ``ranks``, known to lie in [least, most].
 
-        ``rows`` are those with a value in the range, but values of theirs may lie outside it.
+        ``rows`` are the series with values in that range (and perhaps outside); ``below`` values of other series are
+        less than ``least``.
         """
-        while ranks and least < most:
+        while least < most:
             middle = (least + most) // 2
             counted = below + int((self.weight[rows] * self._at_most(rows, middle)).sum())
             left = [r for r in ranks if r < counted]
             if left and len(left) < len(ranks):
-                right = ranks[len(left):]
-                return (self._between(*self._narrow(rows, high, least, middle, below), left)
-                        + self._between(*self._narrow(rows, high, middle + 1, most, below), right))
-            least, most = (least, middle) if left else (middle + 1, most)
-            rows, high, least, most, below = self._narrow(rows, high, least, most, below)
+                return (self._between(*self._narrow(rows, least, middle, below), left)
+                        + self._between(*self._narrow(rows, middle + 1, most, below), ranks[len(left):]))
+            rows, least, most, below = self._narrow(rows, least if left else middle + 1, middle if left else most,
+                                                    below)
         return [least] * len(ranks)
 
     def _at_most(self, rows: Ints, value: int) -> Ints:
         """How many values of each row are at most ``value``."""
-        over = value - self.low[rows]
-        step = self.step[rows]
-        reached = np.where(step > 0, over // np.maximum(step, 1), np.where(over >= 0, self.count[rows], -1)) + 1
-        return np.clip(np.where(over < 0, 0, reached), 0, self.count[rows])
+        reached = (value - self.low[rows]) // np.maximum(self.step[rows], 1) + 1
+        return np.where(self.high[rows] <= value, self.count[rows], np.maximum(reached, 0))
 
-    def _narrow(self, rows: Ints, high: Ints, least: int, most: int,
-                below: int) -> tuple[Ints, Ints, int, int, int]:
-        """Drop rows that have no value in [least, most]; those wholly under it are counted in ``below``."""
-        under = high < least
+    def _narrow(self, rows: Ints, least: int, most: int, below: int) -> tuple[Ints, int, int, int]:
+        """Drop the rows without a value in [least, most]; those wholly under it are counted in ``below``."""
+        under = self.high[rows] < least
         below += int((self.weight[rows[under]] * self.count[rows[under]]).sum())
-        keep = ~under & (self.low[rows] <= most)
-        return rows[keep], high[keep], least, most, below
+        return rows[~under & (self.low[rows] <= most)], least, most, below
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

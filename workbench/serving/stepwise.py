@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from heapq import heappush
 
 from workbench.errors import Infeasible
-from workbench.serving.records import NEVER, Ledger
+from workbench.serving.records import NEVER, Ledger, pack_stretch
 from workbench.serving.workload import TICKS_PER_PS, ReplicaSpec
 from workbench.stepcosts import Chunk, Ramp
 
@@ -49,6 +50,7 @@ class _Blocks:
         self.users = [0] * spec.kv_blocks
         self.content: list[tuple[int, int] | None] = [None] * spec.kv_blocks
         self.index: dict[tuple[int, int], int] = {}
+        self.most_used = 0
 
     def key(self, request: int, block: int) -> tuple[int, int]:
         """Who first had this block's content: the deepest ancestor that shares it."""
@@ -72,6 +74,7 @@ class _Blocks:
             if not self.users[place]:
                 del self.free[place]
             self.users[place] += 1
+        self.most_used = max(self.most_used, len(self.users) - len(self.free))
 
     def new(self, count: int) -> list[int]:
         places = [self.free.popitem(last=False)[0] for _ in range(count)]
@@ -81,6 +84,7 @@ class _Blocks:
             if content is not None:
                 del self.index[content]
                 self.content[place] = None
+        self.most_used = max(self.most_used, len(self.users) - len(self.free))
         return places
 
     def fill(self, request: _Request, tokens: int) -> None:
@@ -112,8 +116,8 @@ class StepwiseReplica:
     def __init__(self, index: int, spec: ReplicaSpec, ledger: Ledger, ramps: dict[int, Ramp]) -> None:
         self.index, self.ledger, self.spec = index, ledger, spec
         self.next = NEVER
-        self.peak_blocks = self.iterations = self.busy = self.prompt_tokens = 0
-        self.sequences_sum = self.sequence_ticks = self.context_sum = 0
+        self.stretches = bytearray()
+        self.prompt_tokens = 0
         self._ramps = ramps
         self._blocks = _Blocks(spec, ledger)
         self._waiting: list[_Request] = []
@@ -121,6 +125,11 @@ class StepwiseReplica:
         self._in_flight: list[tuple[int, list[_Request]]] = []  # (end, requests that get a token then)
         self._end = 0
         self._left = 0  # tokens of the budget not yet given out in this iteration
+
+    @property
+    def peak_blocks(self) -> int:
+        """Most blocks in use so far."""
+        return self._blocks.most_used
 
     def deliver(self, request: int, time: int) -> None:
         """See ``engine.Replica.deliver``."""
@@ -242,12 +251,9 @@ class StepwiseReplica:
                 self.ledger.single_gap(self._end - request.last_token)
             request.last_token = self._end
             if request.emitted == request.output:
-                self.ledger.finished(request.id, self._end)
+                self.ledger.finish[request.id] = self._end // TICKS_PER_PS
+                if self.ledger.done is not None:
+                    heappush(self.ledger.done, (self._end, request.id))
         self._in_flight.append((self._end, emitting))
-        self.iterations += 1
-        self.busy += ticks
-        self.sequences_sum += n
-        self.sequence_ticks += n * ticks
-        self.context_sum += context
+        self.stretches += pack_stretch(n, ticks, 0, 1, context)
         self.prompt_tokens += sum(chunk.tokens for chunk in chunks)
-        self.peak_blocks = max(self.peak_blocks, self.spec.kv_blocks - len(self._blocks.free))

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from workbench.errors import SpecError, TraceError
 from workbench.stepcosts import StepModel
 
-__all__ = ["PS_PER_S", "TICKS_PER_PS", "Caching", "ReplicaSpec", "Requests", "Scheduling", "prefix_parents"]
+__all__ = ["PS_PER_S", "TICKS_PER_PS", "Caching", "ReplicaSpec", "Requests", "Scheduling", "prefix_parents",
+           "turn_parents"]
 
 PS_PER_S = 10**12
 TICKS_PER_PS = 1000
@@ -108,11 +109,12 @@ def _check(r: Requests) -> None:
         raise TraceError("impossible requests", faults=found)
 
 
-def prefix_parents(blocks: Iterable[Sequence[int]], *, block_tokens: int) -> tuple[Ints, Ints]:
+def prefix_parents(blocks: Iterable[Sequence[int]], *, block_tokens: int,
+                   input_tokens: ArrayLike) -> tuple[Ints, Ints]:
     """``prefix_of`` and ``shared_tokens`` from the block ids of each prompt.
 
     Equal ids mean equal blocks and equal everything before them. The parent is the request that first brought the
-    deepest shared block; a prompt's last, part-filled block counts in full, so clip the result to both prompts.
+    deepest shared block.
     """
     first: dict[int, int] = {}
     parents, depths = [], []
@@ -127,7 +129,25 @@ def prefix_parents(blocks: Iterable[Sequence[int]], *, block_tokens: int) -> tup
             first.setdefault(block, request)
         parents.append(parent)
         depths.append(depth)
-    return np.array(parents, dtype=np.int64), np.array(depths, dtype=np.int64) * block_tokens
+    parent_of, lengths = np.array(parents, dtype=np.int64), _whole(input_tokens)
+    shared = np.minimum(np.array(depths, dtype=np.int64) * block_tokens, np.minimum(lengths, lengths[parent_of]))
+    return parent_of, np.where(parent_of >= 0, shared, 0)
+
+
+def turn_parents(input_tokens: ArrayLike, shared_tokens: ArrayLike) -> tuple[Ints, Ints]:
+    """``prefix_of`` and ``shared_tokens`` when only the lengths of shared prefixes are known.
+
+    A conversation's next turn begins with the whole prompt of an earlier one, so the parent is the latest earlier
+    request of exactly that length; requests for which there is none share nothing.
+    """
+    lengths, shared = _whole(input_tokens), _whole(shared_tokens)
+    latest: dict[int, int] = {}
+    parents = []
+    for request, (length, tokens) in enumerate(zip(lengths.tolist(), shared.tolist(), strict=True)):
+        parents.append(latest.get(tokens, -1) if tokens else -1)
+        latest[length] = request
+    parent_of = np.array(parents, dtype=np.int64)
+    return parent_of, np.where(parent_of >= 0, shared, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,137 @@
+"""Attention of prompts and of single decode steps, with grouped KV heads, over all cached rows or over selected ones.
+
+out = softmax(q K^T / sqrt(D)) V. Query heads that share a KV head are folded into the query length, so K and V are
+read once and never expanded.
+
+Shape suffixes: B sequences, N KV heads, G query heads a KV head, S cached rows, T prompt tokens, K selected rows,
+D head width. On a CPU two formulations of a decode step trade places between processors: torch's fused attention, and
+plain products K q^T, softmax, weights V. The quicker one is found once a process for each format and shape of head.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from profilers.family import GridAxis, Op, Point, Prepared, Work
+from profilers.gemm import DTYPES
+from profilers.pq import gather_rows
+
+__all__ = ["OPS", "decode", "decode_selected", "prefill"]
+
+_TRIAL_ROWS, _TRIALS = 8192, 5
+
+
+def prefill(q_BHTD: torch.Tensor, k_BNTD: torch.Tensor, v_BNTD: torch.Tensor) -> torch.Tensor:
+    """Causal attention of whole prompts, (B, H, T, D) with H = N G; KV heads are expanded as views, not copied."""
+    b, heads, t, d = q_BHTD.shape
+    n = k_BNTD.shape[1]
+    shape = (b, n, heads // n, t, d)
+    k, v = (x[:, :, None].expand(shape).reshape(b, heads, t, d) for x in (k_BNTD, v_BNTD))
+    return torch.nn.functional.scaled_dot_product_attention(q_BHTD, k, v, is_causal=True)
+
+
+def decode(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> torch.Tensor:
+    """One new token a sequence over all cached rows: (B, N, G, D)."""
+    if q_BNGD.device.type != "cpu":
+        return _fused(q_BNGD, k_BNSD, v_BNSD)
+    return _quicker(q_BNGD.dtype, q_BNGD.shape[2], q_BNGD.shape[3])(q_BNGD, k_BNSD, v_BNSD)
+
+
+def _fused(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q_BNGD, k_BNSD, v_BNSD)
+
+
+def _products(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> torch.Tensor:
+    """A tall matrix times a narrow one streams K quicker than the transposed product does."""
+    b, n, g, d = q_BNGD.shape
+    s = k_BNSD.shape[2]
+    scaled = (q_BNGD * d**-0.5).reshape(b * n, g, d).transpose(1, 2).contiguous()
+    scores = torch.bmm(k_BNSD.reshape(b * n, s, d), scaled)
+    weights = torch.softmax(scores.transpose(1, 2).contiguous(), -1)
+    return torch.bmm(weights, v_BNSD.reshape(b * n, s, d)).view(b, n, g, d)
+
+
+@functools.cache
+def _quicker(dtype: torch.dtype, group: int, head_dim: int) -> Callable[..., torch.Tensor]:
+    """The formulation with the lower median of interleaved trials over a cache larger than the processor's own."""
+    q = torch.ones(1, 8, group, head_dim, dtype=dtype)
+    k, v = (torch.ones(1, 8, _TRIAL_ROWS, head_dim, dtype=dtype) for _ in range(2))
+    ways = (_fused, _products)
+    spent: dict[int, list[float]] = {i: [] for i in range(len(ways))}
+    for _ in range(_TRIALS):
+        for i, way in enumerate(ways):
+            start = time.perf_counter()
+            way(q, k, v)
+            spent[i].append(time.perf_counter() - start)
+    return ways[min(spent, key=lambda i: statistics.median(spent[i]))]
+
+
+def decode_selected(q_NGD: torch.Tensor, k_NSD: torch.Tensor, v_NSD: torch.Tensor,
+                    selected_NK: torch.Tensor) -> torch.Tensor:
+    """One new token over selected rows of each KV head: (N, G, D)."""
+    k, v = gather_rows(k_NSD, selected_NK), gather_rows(v_NSD, selected_NK)
+    return decode(q_NGD[None], k[None], v[None])[0]
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype: str) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device, DTYPES[dtype])
+
+
+def _prepare_prefill(point: Point, device: str, rng: np.random.Generator) -> Prepared:
+    q = _random(rng, (point["batch"], point["heads"], point["tokens"], point["head_dim"]), device, point["kv_dtype"])
+    shape = (point["batch"], point["kv_heads"], point["tokens"], point["head_dim"])
+    k, v = (_random(rng, shape, device, point["kv_dtype"]) for _ in range(2))
+    return Prepared(lambda: prefill(q, k, v))
+
+
+def _cache(p: Point, rows: int, device: str, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    group = p["heads"] // p["kv_heads"]
+    q = _random(rng, (p.get("batch", 1), p["kv_heads"], group, p["head_dim"]), device, p["kv_dtype"])
+    k, v = (_random(rng, (p.get("batch", 1), p["kv_heads"], rows, p["head_dim"]), device, p["kv_dtype"])
+            for _ in range(2))
+    return q, k, v
+
+
+def _prepare_decode(point: Point, device: str, rng: np.random.Generator) -> Prepared:
+    q, k, v = _cache(point, point["context"], device, rng)
+    return Prepared(lambda: decode(q, k, v))
+
+
+def _prepare_selected(point: Point, device: str, rng: np.random.Generator) -> Prepared:
+    q, k, v = (x[0] for x in _cache(point, point["context"], device, rng))
+    chosen = torch.from_numpy(rng.integers(0, point["context"], (point["kv_heads"], point["selected"]))).to(device)
+    return Prepared(lambda: decode_selected(q, k, v, chosen))
+
+
+def _prefill_work(p: Point) -> Work:
+    t, size = p["tokens"], DTYPES[p["kv_dtype"]].itemsize
+    pairs = p["batch"] * t * (t + 1) / 2
+    rows = p["batch"] * t * (2 * p["heads"] + 2 * p["kv_heads"])
+    return Work(4.0 * pairs * p["heads"] * p["head_dim"], float(size * rows * p["head_dim"]))
+
+
+def _over_rows(p: Point, rows: float) -> Work:
+    size = DTYPES[p["kv_dtype"]].itemsize
+    return Work(4.0 * rows * p["heads"] * p["head_dim"], 2.0 * size * rows * p["kv_heads"] * p["head_dim"])
+
+
+_HEADS: tuple[dict[str, str | int], ...] = tuple(
+    {"heads": 32, "kv_heads": 8, "head_dim": 128, "kv_dtype": dtype} for dtype in ("fp32", "bf16"))
+_SMALL: tuple[dict[str, str | int], ...] = ({"heads": 9, "kv_heads": 3, "head_dim": 64, "kv_dtype": "fp32"},)
+OPS = (
+    Op(name="attention_prefill", about="causal attention of prompts", variants=_SMALL + _HEADS[:1],
+       prepare=_prepare_prefill, work=_prefill_work,
+       axes=(GridAxis("batch", (1, 4)), GridAxis("tokens", (16, 64, 256)))),
+    Op(name="attention_decode", about="one token over all cached rows", variants=_SMALL + _HEADS,
+       prepare=_prepare_decode, work=lambda p: _over_rows(p, p["batch"] * p["context"]),
+       axes=(GridAxis("batch", (1, 4)), GridAxis("context", (64, 512, 4096)))),
+    Op(name="attention_selected", about="one token over selected rows, gathered", variants=_HEADS[:1],
+       prepare=_prepare_selected, work=lambda p: _over_rows(p, p["selected"]),
+       axes=(GridAxis("context", (4096, 32768)), GridAxis("selected", (64, 512, 4096)))),
+)

@@ -1,0 +1,174 @@
+"""A profiling campaign: cover every op's grid, refine where interpolation is least sure, until time is up.
+
+Order: corners of every grid first, round robin over the ops, then the values between; then the gap with the largest
+estimated error of interpolation, in any table, until every gap is below the target; then noisy points again.
+
+A gap's estimate is a quarter of the leave-one-out error at its ends: an interpolation error grows with the square of
+the distance of the knots, and leaving one out doubles that distance. Every point goes to a journal at once, so an
+interrupted campaign goes on where it stopped; tables are written at the end, also after an interrupt.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from profilers.family import Prepared, ops_of
+from profilers.harness import Conditions, CpuTimer, CudaTimer, Timer, fixed_conditions, measure
+from profilers.journal import Journal
+from profilers.series import Series
+from workbench.costfiles import remove_stale, save_tables
+from workbench.costs import Provenance
+from workbench.errors import WorkbenchError
+from workbench.runs import machine_facts, versions
+from workbench.spec import content_id
+
+__all__ = ["Campaign", "conditions_text"]
+
+_POINT_S = 0.5
+_TRY_S = 0.12
+_TARGET = 0.02
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "sve", "asimd")
+
+Say = Callable[[str], None]
+
+
+class Campaign:
+    """What will be measured on one device into one folder, and the measuring.
+
+    Args:
+        names: families or ops; none means all that run on the device.
+        device: ``cpu`` or ``cuda``.
+        folder: the profile folder; its journal is read, so that nothing is measured twice.
+        error_target: estimated interpolation error below which a gap is left alone.
+
+    Raises:
+        SpecError: no such family or op.
+        WorkbenchError: no CUDA device.
+    """
+
+    def __init__(self, names: Iterable[str], *, device: str, folder: Path | str, error_target: float = 0.05) -> None:
+        if device == "cuda":
+            CudaTimer()
+        self.device, self.folder, self.error_target = device, Path(folder), error_target
+        found = ops_of(list(names), device)
+        if not found:
+            raise WorkbenchError(f"none of these kernels runs on {device}")
+        self.series = [Series(op, keys) for _, op in found for keys in op.variants]
+
+    def plan_rows(self) -> list[dict[str, Any]]:
+        """What will be measured: op, tables, points of the starting grids, and the least time for them."""
+        rows: dict[str, dict[str, Any]] = {}
+        for series in self.series:
+            row = rows.setdefault(series.op.name, {"op": series.op.name, "what": series.op.about, "tables": 0,
+                                                   "points": 0})
+            row["tables"] += 1
+            row["points"] += len(series.grid)
+        return [{**row, "about_s": round(row["points"] * _POINT_S)} for row in rows.values()]
+
+    def run(self, budget_s: float, say: Say) -> list[dict[str, Any]]:
+        """Measure until the target is met or ``budget_s`` is spent; writes the tables and returns their summary."""
+        with fixed_conditions(device=self.device) as conditions:
+            facts = conditions_text(conditions)
+            journal = Journal(self.folder / "journal.jsonl", content_id(list(facts)))
+            known = sum(series.recall(journal) for series in self.series)
+            if known:
+                say(f"{known} points of an earlier run under the same conditions are kept")
+            try:
+                self._measure(time.monotonic() + budget_s, journal, say)
+            finally:
+                for finish in {s.op.finish for s in self.series if s.op.finish is not None}:
+                    finish()
+                rows = self._save(facts)
+        return rows
+
+    def _measure(self, deadline: float, journal: Journal, say: Say) -> None:
+        timer: Timer = CpuTimer() if self.device == "cpu" else CudaTimer()
+        started, done, shown = time.monotonic(), 0, time.monotonic()
+        for series, at, why in self._wanted(deadline):
+            series.add(at, _measured(series, at, self.device, timer), journal)
+            done += 1
+            if time.monotonic() - shown > 5:
+                shown = time.monotonic()
+                left = max(0.0, deadline - shown)
+                say(f"{done} points in {shown - started:.0f} s, at most {left:.0f} s left; {why} {series.label()}")
+        if time.monotonic() > deadline:
+            say(f"the budget is spent after {done} points")
+        else:
+            say(f"{done} points measured; every gap is estimated below {self.error_target:.0%}, or cannot be split")
+
+    def _wanted(self, deadline: float) -> Iterator[tuple[Series, tuple[int, ...], str]]:
+        """The next points, most useful first; ends when nothing is left or time is up."""
+        for level in range(max(s.levels for s in self.series)):
+            for series in self.series:
+                for at in series.missing(level):
+                    if time.monotonic() > deadline:
+                        return
+                    yield series, at, "covering"
+        while True:
+            series = max(self.series, key=lambda s: s.worst_gap()[0])
+            estimate, batch = series.worst_gap()
+            if estimate <= self.error_target:
+                break
+            for at in batch:
+                if time.monotonic() > deadline:
+                    return
+                yield series, at, f"refining ({estimate:.0%})"
+        for series in self.series:
+            for at in series.noisy():
+                if time.monotonic() > deadline:
+                    return
+                yield series, at, "measuring again"
+
+    def _save(self, facts: tuple[str, ...]) -> list[dict[str, Any]]:
+        tables, rows = [], []
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        for series in self.series:
+            if not series.points:
+                continue
+            errors = np.abs(series.errors())
+            middle, high = (float(np.quantile(errors, q)) if len(errors) else None for q in (0.5, 0.9))
+            name = content_id([series.label(), list(facts), today])
+            where = Provenance(id=name, origin="this machine", device=self.device, date=today, conditions=facts,
+                               error_median=middle, error_p90=high)
+            tables.append(series.table(self.device, where))
+            rows.append({"table": series.label(), "points": len(series.points), "noisy": len(series.noisy()),
+                         "error_median": middle, "error_p90": high})
+        if tables:
+            written = save_tables(self.folder, tables)
+            remove_stale(self.folder, written, {t.op for t in tables}, device=self.device)
+        return rows
+
+
+def _measured(series: Series, at: tuple[int, ...], device: str, timer: Timer) -> Any:
+    """Measure one point; the arguments of every point are drawn from the same seed."""
+    made: Prepared = series.op.prepare(series.point(at), device, np.random.default_rng(0))
+    try:
+        return measure(made.run, timer=made.timer or timer, target=_TARGET, seconds=_TRY_S, attempts=1)
+    finally:
+        if made.close is not None:
+            made.close()
+
+
+def conditions_text(conditions: Conditions) -> tuple[str, ...]:
+    """What was held fixed, as ``key=value`` texts: device, processor and its flags, threads, allocator, versions."""
+    facts = machine_facts()
+    found = {"device": conditions.device, "cpu": facts["cpu"], "cpu_flags": " ".join(cpu_flags()),
+             "threads": conditions.threads, "malloc": conditions.malloc,
+             **{f"version.{name}": v for name, v in versions().items() if name in ("torch", "numpy", "triton", "cupy")}}
+    return tuple(f"{key}={value}" for key, value in found.items())
+
+
+def cpu_flags() -> list[str]:
+    """Those vector and matrix extensions of the processor that decide which kernels its libraries choose."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    line = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    present = set(line.partition(":")[2].split())
+    return [flag for flag in _FLAGS if flag in present]
+

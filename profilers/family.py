@@ -1,0 +1,103 @@
+"""What a kernel family declares, and how families are found.
+
+A family is a module of this package with a tuple ``OPS``; modules are found by name, there is no registry. Each ``Op``
+says over which axes its time varies, under which exact keys it is tabulated, how a call is prepared on a device, and
+how many operations and bytes a call needs at least (for rooflines).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from profilers.harness import Timer
+from workbench.costs import Axis, Scale
+from workbench.errors import SpecError, nearest
+
+__all__ = ["GridAxis", "Op", "Point", "Prepared", "Work", "families", "ops_of"]
+
+Point = Mapping[str, Any]
+
+
+class Work(NamedTuple):
+    """Floating-point operations, and bytes that must move at least once."""
+
+    flops: float
+    bytes: float
+
+
+class GridAxis(NamedTuple):
+    """One numeric axis: where measuring starts; refinement adds multiples of ``step`` between these values."""
+
+    name: str
+    start: tuple[int, ...]
+    scale: Scale = "log"
+    step: int = 1
+
+
+class Prepared(NamedTuple):
+    """A call ready to be timed; ``timer`` replaces the device's own, ``close`` frees what the call held."""
+
+    run: Callable[[], Any]
+    timer: Timer | None = None
+    close: Callable[[], None] | None = None
+
+
+class Prepare(Protocol):
+    """Makes the arguments of one call."""
+
+    def __call__(self, point: Point, device: str, rng: np.random.Generator) -> Prepared:
+        """A call of the op at ``point`` (keys and axes by name) on torch's ``device``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Op:
+    """One measured operation; ``finish`` frees what its calls share once a campaign is over."""
+
+    name: str
+    about: str
+    axes: tuple[GridAxis, ...]
+    prepare: Prepare
+    work: Callable[[Point], Work]
+    variants: tuple[Mapping[str, str | int], ...] = ({},)
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    times: Scale = "log"
+    finish: Callable[[], None] | None = None
+
+    def table_axes(self) -> tuple[Axis, ...]:
+        """The axes as a profile table has them."""
+        return tuple(Axis(a.name, a.scale) for a in self.axes)
+
+
+def families() -> dict[str, tuple[Op, ...]]:
+    """Every family's ops by module name, sorted."""
+    found = {}
+    for module in sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("profilers").__path__)):
+        ops = getattr(importlib.import_module(f"profilers.{module}"), "OPS", None)
+        if ops is not None:
+            found[module] = tuple(ops)
+    return found
+
+
+def ops_of(names: Sequence[str], device: str) -> list[tuple[str, Op]]:
+    """(family, op) for names of families or ops (none: everything) that run on ``device``.
+
+    Raises:
+        SpecError: no such family or op; names the nearest.
+    """
+    known = families()
+    everything = [(family, op) for family, ops in known.items() for op in ops]
+    allowed = [*known, *(op.name for _, op in everything if op.name not in known)]
+    for name in names:
+        if name not in allowed:
+            close = nearest(name, allowed)
+            raise SpecError(f"no kernel family or op is called {name!r}", allowed=allowed,
+                            hint=f"did you mean {close!r}?" if close else None)
+    return [(family, op) for family, op in everything
+            if device in op.devices and (not names or family in names or op.name in names)]

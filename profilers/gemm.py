@@ -1,0 +1,36 @@
+"""Dense matrix products C[m, n] = A[m, k] B[n, k]^T, the linear layers of every model, in the formats of the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from profilers.family import GridAxis, Op, Point, Prepared, Work
+
+__all__ = ["OPS", "gemm"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def gemm(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
+    """x W^T, (m, k) and (n, k) -> (m, n), weights stored as linear layers store them."""
+    return torch.nn.functional.linear(x_MK, weight_NK)
+
+
+def _prepare(point: Point, device: str, rng: np.random.Generator) -> Prepared:
+    dtype = DTYPES[point["dtype"]]
+    x = torch.from_numpy(rng.standard_normal((point["m"], point["k"]), dtype=np.float32)).to(device, dtype)
+    weight = torch.from_numpy(rng.standard_normal((point["n"], point["k"]), dtype=np.float32)).to(device, dtype)
+    return Prepared(lambda: gemm(x, weight))
+
+
+def _work(point: Point) -> Work:
+    m, n, k, size = point["m"], point["n"], point["k"], DTYPES[point["dtype"]].itemsize
+    return Work(2.0 * m * n * k, float(size * (m * k + n * k + m * n)))
+
+
+OPS = (
+    Op(name="gemm", about="linear layer", variants=({"dtype": "fp32"}, {"dtype": "bf16"}), prepare=_prepare, work=_work,
+       axes=(GridAxis("n", (128, 512, 2048), step=16), GridAxis("k", (128, 512, 2048), step=16),
+             GridAxis("m", (1, 4, 16, 64, 256)))),
+)

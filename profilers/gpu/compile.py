@@ -1,0 +1,74 @@
+"""Ahead-of-time compilation of every Triton kernel, on any machine: no GPU and no driver are needed.
+
+``CASES`` names a kernel, its argument types and constants, and whether its inner product must use tensor cores.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+__all__ = ["CASES", "SHARED_BYTES", "Case", "Compiled", "compile_case"]
+
+# Most shared memory a block may ask for, by compute capability (CUDA C++ Programming Guide, technical specifications).
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One way a kernel is compiled."""
+
+    module: str
+    kernel: str
+    types: Mapping[str, str]
+    constants: Mapping[str, Any]
+    tensor_cores: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What came out: machine code, its PTX text, and the shared memory of a block."""
+
+    cubin: bytes
+    ptx: str
+    shared_bytes: int
+
+
+_ATTENTION = {"selected": "*i32", "scale": "fp32", "rows": "i32", "count": "i32"}
+CASES = (
+    Case(module="attention", kernel="decode_selected_kernel", tensor_cores=True,
+         types={"q": "*fp16", "k": "*fp16", "v": "*fp16", "out": "*fp16", **_ATTENTION},
+         constants={"GROUP": 4, "HEADS": 16, "D": 128, "BLOCK": 64, "IEEE": False}),
+    Case(module="attention", kernel="decode_selected_kernel", tensor_cores=True,
+         types={"q": "*bf16", "k": "*bf16", "v": "*bf16", "out": "*bf16", **_ATTENTION},
+         constants={"GROUP": 4, "HEADS": 16, "D": 128, "BLOCK": 64, "IEEE": False}),
+    Case(module="pq", kernel="scan_kernel", tensor_cores=False,
+         types={"table": "*fp32", "codes": "*u8", "out": "*fp32", "tokens": "i32"},
+         constants={"GROUP": 4, "SUBSPACES": 2, "CENTROIDS": 64, "BLOCK": 1024}),
+    Case(module="lsh", kernel="hash_kernel", tensor_cores=True,
+         types={"x": "*fp16", "rotations": "*fp16", "out": "*i64", "rows": "i32", "width": "i32"},
+         constants={"HASHES": 6, "ROTATION": 32, "BT": 64, "BK": 32, "IEEE": False}),
+    Case(module="lsh", kernel="hash_kernel", tensor_cores=False,
+         types={"x": "*fp32", "rotations": "*fp32", "out": "*i64", "rows": "i32", "width": "i32"},
+         constants={"HASHES": 6, "ROTATION": 32, "BT": 64, "BK": 32, "IEEE": True}),
+    Case(module="lsh", kernel="segment_sum_kernel", tensor_cores=False,
+         types={"x": "*fp32", "order": "*i64", "first": "*i64", "out": "*fp32", "width": "i32"},
+         constants={"BLOCK": 256}),
+)
+
+
+def compile_case(case: Case, capability: int) -> Compiled:
+    """Compile one case to machine code for ``capability`` (80: A100, 90: H100)."""
+    kernel = getattr(importlib.import_module(f"profilers.gpu.{case.module}"), case.kernel)
+    names = kernel.arg_names
+    signature = {name: case.types.get(name, "constexpr") for name in names}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, kind in case.types.items() if "*" in kind}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=dict(case.constants), attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4, "num_stages": 3})
+    return Compiled(cubin=made.asm["cubin"], ptx=made.asm["ptx"], shared_bytes=made.metadata.shared)

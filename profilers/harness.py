@@ -1,0 +1,262 @@
+"""How every kernel is measured: fixed conditions, enough repeats for a stated confidence, and honesty about noise.
+
+A measurement is a set of timed blocks; a block repeats the kernel until it lasts ``BLOCK_S``, so that the timer's own
+cost stays below a thousandth. Blocks are added until the 95 % confidence interval of the median (order statistics,
+distribution-free) is narrower than the target, or the point's time is spent. A point is *noisy* when the machine was
+busy with something else (steal or foreign load), when its blocks fall into two groups (bimodal), or when the target
+was not reached; a noisy point is measured again, and marked if it stays noisy.
+
+Conditions that fake speed are fixed and recorded: threads, CPU affinity, and glibc's malloc thresholds (with the
+defaults, megabyte-sized results are returned to the system and faulted in again in some processes and not in others).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from workbench.errors import WorkbenchError
+from workbench.spec import about, spec
+
+__all__ = ["BLOCK_S", "Conditions", "CpuTimer", "CudaTimer", "Measurement", "Timer", "bimodal", "fixed_conditions",
+           "measure", "median_interval"]
+
+BLOCK_S = 1e-3
+_MIN_BLOCKS = 9
+_FOREIGN_SHARE = 0.10
+_STEAL_SHARE = 0.02
+_MALLOPT = {"mmap_threshold": (-3, 1 << 30), "trim_threshold": (-1, (1 << 31) - 1)}
+
+
+@spec
+class Conditions:
+    """What was held fixed while measuring."""
+
+    device: str = about("cpu or the GPU's name.")
+    threads: int = about("Threads a kernel may use.")
+    cpus: tuple[int, ...] = about("CPUs the process was bound to.")
+    malloc: str = about("Allocator thresholds in force.")
+
+
+@spec
+class Measurement:
+    """One measured point."""
+
+    median_s: float = about("Median time of one call.")
+    min_s: float = about("Least time of one call.")
+    interval_s: tuple[float, float] = about("95 % confidence interval of the median.")
+    blocks: int = about("Timed blocks.")
+    calls: int = about("Calls a block.")
+    noise: str | None = about("Why the point is not to be trusted; absent when it is.", default=None)
+
+    @property
+    def half_width(self) -> float:
+        """Half the confidence interval as a share of the median."""
+        return (self.interval_s[1] - self.interval_s[0]) / 2 / self.median_s
+
+
+class Timer(Protocol):
+    """Times ``calls`` calls of a kernel on one device; ``processes`` of ours keep CPUs busy meanwhile."""
+
+    processes: int
+
+    def block(self, kernel: Callable[[], Any], calls: int) -> float:
+        """Seconds for ``calls`` calls, including their completion on the device."""
+        ...
+
+
+class CpuTimer:
+    """Wall time on the host's monotonic clock."""
+
+    processes = 1
+
+    def block(self, kernel: Callable[[], Any], calls: int) -> float:
+        """See ``Timer``."""
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            kernel()
+        return (time.perf_counter_ns() - start) * 1e-9
+
+
+class CudaTimer:
+    """Time between two events on the current CUDA stream; the host only waits for the last one."""
+
+    processes = 1
+
+    def __init__(self) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise WorkbenchError("no CUDA device to measure on", next_command="wb profile --device cpu")
+        self._cuda = torch.cuda
+
+    def block(self, kernel: Callable[[], Any], calls: int) -> float:
+        """See ``Timer``."""
+        start, end = self._cuda.Event(enable_timing=True), self._cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(calls):
+            kernel()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) * 1e-3
+
+
+@contextlib.contextmanager
+def fixed_conditions(*, device: str = "cpu", threads: int = 1) -> Iterator[Conditions]:
+    """Bind the process to ``threads`` CPUs, set torch's threads and the allocator, and restore the first two on exit.
+
+    Raises:
+        WorkbenchError: fewer CPUs are available to this process than ``threads``.
+    """
+    import torch
+
+    bindable = hasattr(os, "sched_getaffinity")
+    available = sorted(os.sched_getaffinity(0)) if bindable else list(range(os.cpu_count() or 1))
+    if threads > len(available):
+        raise WorkbenchError(f"{threads} threads asked for, {len(available)} CPUs available to this process",
+                             hint=f"at most {len(available)} can be used here")
+    before = torch.get_num_threads()
+    cpus = tuple(available[:threads])
+    torch.set_num_threads(threads)
+    if bindable:
+        os.sched_setaffinity(0, cpus)
+    try:
+        name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+        yield Conditions(device=name, threads=threads, cpus=cpus, malloc=_keep_freed_memory())
+    finally:
+        torch.set_num_threads(before)
+        if bindable:
+            os.sched_setaffinity(0, available)
+
+
+def _keep_freed_memory() -> str:
+    """Tell glibc's malloc not to give freed memory back; says what was set, or that this libc cannot."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        done = [name for name, (option, value) in _MALLOPT.items() if libc.mallopt(option, value) == 1]
+    except (OSError, AttributeError):
+        return "default (not glibc)"
+    return ", ".join(f"{name}={_MALLOPT[name][1]}" for name in done) or "default"
+
+
+def measure(kernel: Callable[[], Any], *, timer: Timer, target: float = 0.02, seconds: float = 1.0,
+            attempts: int = 3) -> Measurement:
+    """Measure one kernel until the median is known to ``target`` (half-width as a share), at most ``seconds`` a try.
+
+    The kernel is called twice before the clock starts (compilation, caches, lazy allocation). Of ``attempts`` noisy
+    tries the one with the narrowest interval is kept, marked as noisy.
+    """
+    timer.block(kernel, 2)
+    calls = _calls_a_block(kernel, timer)
+    best: Measurement | None = None
+    for _ in range(attempts):
+        found = _once(kernel, timer, calls, target, seconds)
+        if found.noise is None:
+            return found
+        if best is None or found.half_width < best.half_width:
+            best = found
+    assert best is not None
+    return best
+
+
+def _calls_a_block(kernel: Callable[[], Any], timer: Timer) -> int:
+    calls = 1
+    while (took := timer.block(kernel, calls)) < BLOCK_S:
+        calls = max(calls * 2, min(calls * 16, int(calls * BLOCK_S / max(took, 1e-9)) + 1))
+    return calls
+
+
+def _once(kernel: Callable[[], Any], timer: Timer, calls: int, target: float, seconds: float) -> Measurement:
+    blocks: list[float] = []
+    activity = _Activity()
+    deadline = time.monotonic() + seconds
+    low = high = middle = 0.0
+    while True:
+        blocks.append(timer.block(kernel, calls) / calls)
+        if len(blocks) >= _MIN_BLOCKS:
+            low, high = median_interval(blocks)
+            middle = statistics.median(blocks)
+            if (high - low) / 2 <= target * middle or time.monotonic() > deadline:
+                break
+    noise = activity.complaint(timer.processes - 1)
+    if noise is None and bimodal(blocks):
+        noise = "bimodal"
+    if noise is None and (high - low) / 2 > target * middle:
+        noise = f"median known to {(high - low) / 2 / middle:.1%} only"
+    return Measurement(median_s=middle, min_s=min(blocks), interval_s=(low, high), blocks=len(blocks), calls=calls,
+                       noise=noise)
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Distribution-free 95 % confidence interval of the median from order statistics (binomial, normal approximation).
+
+    Needs at least nine samples for the approximation to hold.
+    """
+    ordered = sorted(samples)
+    n = len(ordered)
+    reach = 1.96 * n**0.5 / 2
+    return ordered[max(0, int(n / 2 - reach))], ordered[min(n - 1, int(n / 2 + reach))]
+
+
+def bimodal(samples: Sequence[float], *, least_share: float = 0.2, separation: float = 0.05) -> bool:
+    """Whether samples fall into two groups, each at least ``least_share`` of them, with an empty gap in between.
+
+    The gap must exceed ``separation`` of the median and three times the wider group's interquartile range.
+    """
+    ordered = sorted(samples)
+    n = len(ordered)
+    first, last = max(2, int(least_share * n)), n - max(2, int(least_share * n))
+    if first >= last:
+        return False
+    cut = max(range(first, last + 1), key=lambda i: ordered[i] - ordered[i - 1])
+    gap = ordered[cut] - ordered[cut - 1]
+    spread = max(_interquartile(ordered[:cut]), _interquartile(ordered[cut:]))
+    return gap > separation * ordered[n // 2] and gap > 3 * spread
+
+
+def _interquartile(ordered: Sequence[float]) -> float:
+    return ordered[(3 * len(ordered)) // 4 - (len(ordered) % 4 == 0)] - ordered[len(ordered) // 4]
+
+
+@dataclass(frozen=True)
+class _Ticks:
+    wall: float
+    own: float
+    busy: float
+    steal: float
+
+
+class _Activity:
+    """What the machine did besides us since this was made; needs Linux' /proc/stat, silent elsewhere."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> _Ticks | None:
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        user, nice, system, _idle, _wait, irq, soft, steal, *_ = map(int, stat.open().readline().split()[1:])
+        rate = os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return _Ticks(time.monotonic(), own.user + own.system, (user + nice + system + irq + soft) / rate, steal / rate)
+
+    def complaint(self, helpers: int) -> str | None:
+        """Why the time since the start cannot be trusted, or ``None``; ``helpers`` more processes are ours."""
+        before, now = self._start, self._now()
+        if before is None or now is None or now.wall - before.wall < 0.05:
+            return None
+        capacity = (now.wall - before.wall) * (os.cpu_count() or 1)
+        steal = (now.steal - before.steal) / capacity
+        foreign = ((now.busy - before.busy) - (now.own - before.own)) / capacity - helpers / (os.cpu_count() or 1)
+        if steal > _STEAL_SHARE:
+            return f"steal {steal:.0%}"
+        return f"foreign load {foreign:.0%}" if foreign > _FOREIGN_SHARE else None

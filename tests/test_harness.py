@@ -1,0 +1,62 @@
+"""The measuring harness: it finds known times, knows when it does not, and repeats enough for what it states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profilers.harness import bimodal, measure, median_interval
+
+
+class ScriptedTimer:
+    """A timer whose calls take scripted times."""
+
+    processes = 1
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        self.draw = draw
+
+    def block(self, kernel: Callable[[], Any], calls: int) -> float:
+        kernel()
+        return sum(self.draw() for _ in range(calls))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_median_interval_covers_the_true_median_about_as_often_as_it_says(seed: int) -> None:
+    """95 % stated; over 200 trials of a skewed distribution at least 88 % must cover (binomial slack)."""
+    rng = np.random.default_rng(seed)
+    covered = 0
+    for _ in range(200):
+        low, high = median_interval(list(rng.exponential(size=25)))
+        covered += low <= np.log(2) <= high
+    assert covered >= 176
+
+
+def test_two_groups_are_bimodal_and_one_group_is_not() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.normal(1.0, 0.01, 60)
+    two = np.concatenate([rng.normal(1.0, 0.01, 40), rng.normal(2.4, 0.01, 20)])
+    assert not bimodal(list(one))
+    assert bimodal(list(two))
+    assert not bimodal(list(np.append(one, 5.0))), "a single outlier is no second mode"
+
+
+def test_a_steady_kernel_is_measured_to_the_target_and_a_shaky_one_says_so() -> None:
+    rng = np.random.default_rng(1)
+    steady = measure(lambda: None, timer=ScriptedTimer(lambda: 2e-3 * (1 + 0.005 * rng.standard_normal())))
+    assert steady.median_s == pytest.approx(2e-3, rel=0.01)
+    assert steady.half_width <= 0.02
+    wild = measure(lambda: None, timer=ScriptedTimer(lambda: 2e-3 * float(rng.pareto(1.1) + 1)), target=1e-4,
+                   seconds=0.02)
+    assert wild.noise is not None
+
+
+def test_short_kernels_are_repeated_within_a_block() -> None:
+    found = measure(lambda: None, timer=ScriptedTimer(lambda: 3e-6))
+    assert found.calls * 3e-6 >= 1e-3
+    assert found.median_s == pytest.approx(3e-6)

@@ -1,0 +1,174 @@
+"""The CPU kernels equal plain definitions: attention, product quantisation, cross-polytope hashing."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch", reason="the kernels need torch: pip install 'planner-workbench[run]'")
+
+from profilers import attention, lsh, pq  # noqa: E402
+from workbench.errors import SpecError  # noqa: E402
+
+
+def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """(G, D) queries over (S, D) rows, in float64."""
+    scores = q.astype(float) @ k.astype(float).T / np.sqrt(q.shape[1])
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True) @ v.astype(float)
+
+
+@pytest.mark.parametrize("way", [attention.decode, attention._fused, attention._products])
+def test_decode_equals_the_definition_in_every_formulation(way: object) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 4, 16), (2, 3, 50, 16), (2, 3, 50, 16)))
+    found = way(*map(torch.from_numpy, (q, k, v))).numpy()  # type: ignore[operator]
+    for b in range(2):
+        for n in range(3):
+            np.testing.assert_allclose(found[b, n], plain_attention(q[b, n], k[b, n], v[b, n]), atol=1e-5)
+
+
+def test_decode_over_selected_rows_equals_the_definition_on_those_rows() -> None:
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((3, 4, 16), (3, 60, 16), (3, 60, 16)))
+    chosen = np.stack([rng.permutation(60)[:7] for _ in range(3)])
+    found = attention.decode_selected(*map(torch.from_numpy, (q, k, v, chosen))).numpy()
+    for n in range(3):
+        np.testing.assert_allclose(found[n], plain_attention(q[n], k[n, chosen[n]], v[n, chosen[n]]), atol=1e-5)
+
+
+def test_prefill_with_shared_kv_heads_is_causal_attention_of_each_query_head() -> None:
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((1, 6, 9, 8), (1, 2, 9, 8), (1, 2, 9, 8)))
+    found = attention.prefill(*map(torch.from_numpy, (q, k, v))).numpy()
+    for head in range(6):
+        for t in range(9):
+            kv = head // 3
+            np.testing.assert_allclose(found[0, head, t], plain_attention(
+                q[0, head, t:t + 1], k[0, kv, :t + 1], v[0, kv, :t + 1])[0], atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), m=st.integers(1, 3), bits=st.integers(1, 4), s=st.integers(1, 300),
+       g=st.integers(1, 4))
+def test_bucket_search_selects_tokens_with_the_scores_of_brute_force(seed: int, m: int, bits: int, s: int,
+                                                                     g: int) -> None:
+    """Claim: grouping by joint code changes nothing but the order of equal scores."""
+    rng = np.random.default_rng(seed)
+    c, n, k = 1 << bits, 2, int(rng.integers(1, s + 1))
+    codes = rng.integers(0, c, (n, m, s)).astype(np.uint8)
+    table = rng.standard_normal((n, g, m, c)).astype(np.float32)
+    scores = np.zeros((n, g, s))
+    for i in range(m):
+        scores += np.take_along_axis(table[:, :, i].astype(float), codes[:, None, i].repeat(g, 1).astype(int), 2)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    shares = (shares / shares.sum(-1, keepdims=True)).sum(1)
+    best = np.sort(shares, 1)[:, ::-1][:, :k]
+    tensors = torch.from_numpy(table), torch.from_numpy(codes)
+    for found in (pq.Inverted.of(tensors[1], c).search(tensors[0], k=k, scale=1.0).numpy(),
+                  pq.search_scan(*tensors, k=k, scale=1.0).numpy()):
+        assert all(len(set(row)) == k for row in found)
+        got = np.sort(np.take_along_axis(shares, found, 1), 1)[:, ::-1]
+        np.testing.assert_allclose(got, best, rtol=1e-4)
+
+
+def test_too_many_joint_codes_are_refused_with_a_hint() -> None:
+    with pytest.raises(SpecError, match="score every token"):
+        pq.Inverted.of(torch.zeros(1, 3, 5, dtype=torch.uint8), 256)
+
+
+def test_sixteen_bits_of_joint_code_still_fit() -> None:
+    codes = torch.tensor([[[0, 255, 1], [0, 255, 0]]], dtype=torch.uint8)
+    groups = pq.Inverted.of(codes, 256)
+    assert np.flatnonzero(np.diff(groups.first_NJ[0])).tolist() == [0, 256, 65535]
+
+
+def test_lookup_and_scan_give_the_inner_product_with_the_quantised_key() -> None:
+    rng = np.random.default_rng(3)
+    q = torch.from_numpy(rng.standard_normal((2, 4, 12), dtype=np.float32))
+    centroids = torch.from_numpy(rng.standard_normal((2, 3, 8, 4), dtype=np.float32))
+    codes = torch.from_numpy(rng.integers(0, 8, (2, 3, 40)).astype(np.uint8))
+    keys = torch.stack([torch.cat([centroids[n, i, codes[n, i].long()] for i in range(3)], 1) for n in range(2)])
+    torch.testing.assert_close(pq.scan(pq.lookup_table(q, centroids), codes), q @ keys.transpose(1, 2))
+
+
+def test_lloyd_iterations_never_raise_the_squared_error_and_assign_is_nearest() -> None:
+    rng = np.random.default_rng(4)
+    x = torch.from_numpy(rng.standard_normal((500, 6), dtype=np.float32))
+    errors = []
+    for iterations in range(6):
+        c = pq.kmeans(x, clusters=16, iterations=iterations, rng=np.random.default_rng(5))
+        distance = torch.cdist(x.double(), c.double())
+        assert (distance.gather(1, pq.assign(x, c)[:, None])[:, 0] <= distance.min(1).values + 1e-5).all()
+        errors.append(float(distance.min(1).values.square().sum()))
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(errors))
+
+
+def plain_codes(x: np.ndarray, spun: np.ndarray, hashes: int) -> np.ndarray:
+    y = (torch.from_numpy(x) @ torch.from_numpy(spun)).numpy().reshape(len(x), hashes, -1)
+    place = np.abs(y).argmax(-1)
+    return place + y.shape[-1] * (np.take_along_axis(y, place[..., None], -1)[..., 0] < 0)
+
+
+@pytest.mark.parametrize("rotation", [4, 8, 16, 32, 64, 100])
+def test_codes_are_the_signed_place_of_the_largest_coordinate(rotation: int) -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((1100, 128), dtype=np.float32)
+    spun = lsh.rotations(128, 3, rotation, rng)
+    np.testing.assert_array_equal(lsh.codes(torch.from_numpy(x), spun, 3).numpy(), plain_codes(x, spun.numpy(), 3))
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 64, 12])
+def test_ties_take_the_lowest_index_and_rows_of_zeros_get_code_zero(width: int) -> None:
+    x = torch.zeros(3, width)
+    x[1, [2, 5]] = -1.0
+    x[2, [5, 3]] = torch.tensor([1.0, -1.0])
+    assert lsh.codes(x, torch.eye(width), 1)[:, 0].tolist() == [0, 2 + width, 3 + width]
+
+
+def test_codes_ignore_positive_scale_and_flip_sign_with_their_row() -> None:
+    rng = np.random.default_rng(7)
+    x = torch.from_numpy(rng.standard_normal((300, 64), dtype=np.float32))
+    spun = lsh.rotations(64, 2, 16, rng)
+    codes = lsh.codes(x, spun, 2)
+    assert torch.equal(lsh.codes(4.0 * x, spun, 2), codes)
+    assert torch.equal(lsh.codes(-x, spun, 2), (codes + 16) % 32)
+
+
+def test_rotations_have_orthonormal_columns() -> None:
+    spun = lsh.rotations(96, 2, 32, np.random.default_rng(8)).numpy()
+    for block in (spun[:, :32], spun[:, 32:]):
+        np.testing.assert_allclose(block.T @ block, np.eye(32), atol=1e-5)
+
+
+@pytest.mark.parametrize(("base", "hashes"), [(4, 3), (64, 6), (512, 8)])
+def test_combined_keys_are_equal_exactly_when_all_codes_are(base: int, hashes: int) -> None:
+    rng = np.random.default_rng(9)
+    codes = rng.integers(0, base, (4000, hashes))
+    codes[2000:] = codes[rng.integers(0, 2000, 2000)]
+    expert = rng.integers(0, 5, 4000)
+    keys = lsh.combine(torch.from_numpy(codes), base=base, first_T=torch.from_numpy(expert)).numpy()
+    rows = np.unique(np.column_stack([expert, codes]), axis=0)
+    assert len(np.unique(keys)) == len(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_residuals_give_the_rows_back_and_sum_to_zero_in_each_bucket(dtype: object) -> None:
+    rng = np.random.default_rng(10)
+    x = torch.from_numpy(rng.standard_normal((200, 32), dtype=np.float32)).to(dtype)
+    keys = torch.from_numpy(rng.integers(0, 20, 200))
+    made = lsh.bucket(x, keys)
+    back = lsh.restore(made.centroids_BH.to(dtype), made.inverse_T, made.residual_TH)
+    torch.testing.assert_close(back, x, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=2e-2)
+    if dtype == torch.float32:
+        sums = torch.zeros(20, 32).index_add_(0, made.inverse_T, made.residual_TH)
+        assert sums.abs().max() < 1e-4
+
+
+def test_no_rows_make_no_buckets() -> None:
+    made = lsh.bucket(torch.zeros(0, 8), lsh.combine(lsh.codes(torch.zeros(0, 8), torch.eye(8), 1), base=16))
+    assert made.centroids_BH.shape == (0, 8)

@@ -1,0 +1,230 @@
+"""Profiling campaigns: they cover, refine where it is least sure, resume, and write tables that cost models open."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the profilers need torch: pip install 'planner-workbench[run]'")
+
+from profilers import campaign as campaign_module
+from profilers.campaign import Campaign
+from profilers.family import GridAxis, Op, Prepared, Work, families, ops_of
+from profilers.harness import Measurement
+from profilers.journal import Journal
+from profilers.series import Series
+from workbench.costfiles import load_tables
+from workbench.costs import open_costs
+from workbench.errors import SpecError
+
+
+def scripted(seconds: Any, **changes: Any) -> Op:
+    """An op whose time is a formula; ``prepare`` hands the formula's value to the patched measurement."""
+    facts = {"name": "scripted", "about": "a formula", "axes": (GridAxis("x", (1, 16, 256)),),
+             "prepare": lambda point, device, rng: Prepared(lambda: seconds(point)),
+             "work": lambda point: Work(1.0, 1.0)}
+    return Op(**(facts | changes))
+
+
+@pytest.fixture
+def on_op(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A campaign over given ops whose measurements return the formula, without noise."""
+    def exact(kernel: Any, **_: Any) -> Measurement:
+        t = kernel()
+        return Measurement(median_s=t, min_s=t, interval_s=(t, t), blocks=9, calls=1)
+
+    def make(*ops: Op, folder: Path, target: float = 0.05) -> Campaign:
+        monkeypatch.setattr(campaign_module, "ops_of", lambda names, device: [("f", op) for op in ops])
+        monkeypatch.setattr(campaign_module, "measure", exact)
+        return Campaign([], device="cpu", folder=folder, error_target=target)
+
+    return make
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+def test_refinement_goes_where_the_curve_bends_and_reaches_the_target(on_op: Any, tmp_path: Path) -> None:
+    """A knee at x = 40: every point between knots must be predicted within the target, with knots mostly near it."""
+    def knee(point: Any) -> float:
+        return 1e-3 * max(1.0, point["x"] / 40)
+
+    campaign = on_op(scripted(knee, axes=(GridAxis("x", (1, 8, 64, 512, 4096)),)), folder=tmp_path)
+    campaign.run(30.0, silent)
+    table = load_tables(tmp_path)[0]
+    xs = np.unique(np.geomspace(1, 4096, 200).round())
+    found, _ = table.many(xs)
+    truth = np.array([knee({"x": x}) for x in xs])
+    assert np.abs(found / truth - 1).max() < 0.05
+    knots = np.array(table.knots("x"))
+    assert ((knots > 8) & (knots < 512)).sum() >= (knots > 512).sum() + 2
+
+
+def test_outer_axes_are_refined_with_their_whole_inner_lines(on_op: Any, tmp_path: Path) -> None:
+    def formula(point: Any) -> float:
+        return 1e-3 * max(1.0, point["a"] / 100) * (1 + point["b"])
+
+    op = scripted(formula, axes=(GridAxis("a", (1, 32, 1024)), GridAxis("b", (1, 4))))
+    on_op(op, folder=tmp_path).run(30.0, silent)
+    table = load_tables(tmp_path)[0]
+    assert len(table.knots("a")) > 3
+    assert len(table.points) == len(table.knots("a")) * len(table.knots("b"))
+
+
+def test_a_second_campaign_measures_only_what_is_missing_and_a_torn_journal_is_no_obstacle(
+        on_op: Any, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def formula(point: Any) -> float:
+        asked.append(point["x"])
+        return 1e-3 * point["x"]
+
+    op = scripted(formula)
+    on_op(op, folder=tmp_path).run(30.0, silent)
+    first = len(asked)
+    with (tmp_path / "journal.jsonl").open("a") as stream:
+        stream.write('{"conditions": "x", "ta')
+    on_op(op, folder=tmp_path).run(30.0, silent)
+    assert len(asked) == first
+    wider = scripted(formula, axes=(GridAxis("x", (1, 16, 256, 4096)),))
+    on_op(wider, folder=tmp_path).run(30.0, silent)
+    assert set(asked[first:]) >= {4096}
+    assert 16 not in asked[first:]
+
+
+def test_an_interrupt_keeps_the_points_and_writes_the_tables(on_op: Any, tmp_path: Path) -> None:
+    def formula(point: Any) -> float:
+        if point["x"] == 16:
+            raise KeyboardInterrupt
+        return 1e-3 * point["x"]
+
+    with pytest.raises(KeyboardInterrupt):
+        on_op(scripted(formula), folder=tmp_path).run(30.0, silent)
+    assert load_tables(tmp_path)[0].knots("x") == [1.0, 256.0]
+
+
+def test_the_budget_is_kept(on_op: Any, tmp_path: Path) -> None:
+    def slow(point: Any) -> float:
+        time.sleep(0.02)
+        return 1e-3 * (1 + np.sin(point["x"]) ** 2)
+
+    start = time.monotonic()
+    on_op(scripted(slow, axes=(GridAxis("x", tuple(range(1, 2000))),)), folder=tmp_path).run(0.5, silent)
+    assert time.monotonic() - start < 2.0
+
+
+def test_tables_carry_conditions_and_errors_and_open_as_measured_costs(on_op: Any, tmp_path: Path) -> None:
+    campaign = on_op(scripted(lambda p: 1e-3 * p["x"], variants=({"kind": "a"}, {"kind": "b"})), folder=tmp_path)
+    rows = campaign.run(30.0, silent)
+    assert [row["error_median"] for row in rows] == pytest.approx([0.0, 0.0], abs=1e-9)
+    costs = open_costs({"source": "measured", "folder": str(tmp_path)})
+    found = costs.cost("scripted", device="cpu", kind="b", x=100)
+    assert found.seconds == pytest.approx(0.1)
+    assert found.source == "interpolated"
+    where = next(iter(costs.provenance().values()))
+    keys = {text.partition("=")[0] for text in where.conditions}
+    assert {"device", "cpu", "cpu_flags", "threads", "malloc", "version.torch"} <= keys
+    assert where.date is not None
+    campaign.run(1.0, silent)
+    assert len(list(tmp_path.glob("*.toml"))) == 2, "a rerun leaves no older tables behind"
+
+
+def test_leave_one_out_errors_equal_the_tables_own(tmp_path: Path) -> None:
+    """The quick estimate on lines equals removing the row from a real table and asking it."""
+    from workbench.costs import Provenance, held_out_errors
+
+    series = Series(scripted(lambda p: 1.0), {})
+    journal = Journal(tmp_path / "journal.jsonl", "c")
+    for x in (1, 3, 16, 40, 256):
+        t = 1e-3 * (1 + x**0.7)
+        series.add((x,), Measurement(median_s=t, min_s=t, interval_s=(t, t), blocks=9, calls=1), journal)
+    table = series.table("cpu", Provenance(id="i", origin="o", device="cpu"))
+    assert sorted(series.errors()) == pytest.approx(sorted(held_out_errors(table, "x")))
+
+
+def test_families_are_found_and_unknown_names_get_the_nearest() -> None:
+    found = families()
+    assert {"gemm", "attention", "pq", "lsh", "memory"} <= set(found)
+    assert "harness" not in found
+    with pytest.raises(SpecError, match="gemm"):
+        ops_of(["gem"], "cpu")
+    assert {op.name for _, op in ops_of(["attention_decode"], "cpu")} == {"attention_decode"}
+
+
+@pytest.mark.parametrize("op", [op for ops in families().values() for op in ops if "cpu" in op.devices],
+                         ids=lambda op: op.name)
+def test_the_least_corner_of_every_op_can_be_prepared_and_run(op: Op, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for keys in op.variants:
+        point = {**keys, **{a.name: a.start[0] for a in op.axes}}
+        work = op.work(point)
+        assert work.flops >= 0
+        assert work.bytes > 0
+        made = op.prepare(point, "cpu", np.random.default_rng(0))
+        try:
+            if made.timer is None:
+                made.run()
+            else:
+                assert made.timer.block(made.run, 3) > 0
+        finally:
+            if made.close is not None:
+                made.close()
+            if op.finish is not None:
+                op.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_wb_profile_measures_says_and_resumes(wb: Any, tmp_path: Path) -> None:
+    code, out, err = wb("profile", "pq_topk", "--budget", "2s", "--json")
+    assert code == 0, err
+    assert json.loads(out)["tables"][0]["points"] >= 1
+    assert "points, about" in err
+    code, _, err = wb("profile", "pq_topk", "--budget", "1s")
+    assert code == 0
+    assert "are kept" in err
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), [
+    (["profile", "gem"], 2, "did you mean 'gemm'"),
+    (["profile", "--budget", "soon"], 2, "no length of time"),
+    (["profile", "--budget", "0s"], 2, "no length of time"),
+])
+def test_faults_of_wb_profile_are_clear(wb: Any, arguments: list[str], code: int, says: str) -> None:
+    found, _, err = wb(*arguments)
+    assert found == code
+    assert says in err
+
+
+def test_the_report_shows_every_family_under_the_measured_roofs(wb: Any, tmp_path: Path) -> None:
+    """A folder of tables with known rates: 2 GFLOP/s of gemm and 4 GB/s of copies are the roofs on the page."""
+    from workbench.costfiles import save_tables
+    from workbench.costs import Axis, ProfileTable, Provenance
+
+    where = Provenance(id="i", origin="this machine", device="cpu", date="2025-01-01", conditions=("threads=1",))
+    cubes = np.array([[n, k, m] for n in (64, 128) for k in (64, 128) for m in (1, 8)], dtype=float)
+    sizes = np.array([[1 << 20], [1 << 24], [1 << 27]], dtype=float)
+    save_tables(tmp_path / "profiles", [
+        ProfileTable(op="gemm", keys={"device": "cpu", "dtype": "fp32"}, points=cubes, provenance=where, times="log",
+                     axes=tuple(Axis(a, "log") for a in "nkm"), seconds=2 * cubes.prod(axis=1) / 2e9),
+        ProfileTable(op="memory_copy", keys={"device": "cpu"}, points=sizes, provenance=where, times="log",
+                     axes=(Axis("bytes", "log"),), seconds=2 * sizes[:, 0] / 4e9)])
+    code, out, err = wb("profile", "--report", "--json")
+    assert code == 0, err
+    page = Path(json.loads(out)["report"])
+    assert "2.0 GFLOP/s" in page.read_text()
+    assert "4.0 GB/s" in page.read_text()
+    assert {p.name for p in page.parent.glob("*.html")} == {"profile.html", "profile-gemm.html", "profile-memory.html"}
+
+
+def test_a_report_without_peaks_names_what_to_measure(wb: Any, tmp_path: Path) -> None:
+    assert wb("profile", "pq_topk", "--budget", "1s")[0] == 0
+    code, _, err = wb("profile", "--report")
+    assert code == 4
+    assert "next: wb profile gemm memory" in err
