@@ -128,13 +128,13 @@ def piper_stages(ranking: Ranking, sets: list[int], micro: int) -> list[Chosen] 
     return stages
 
 
-def line_cuts(ranking: Ranking) -> None:
-    """PipeDream's stages around the best micro-batch so far, as a stage graph instead of a chain."""
+def line_cuts(ranking: Ranking, *, spread: int = 2) -> None:
+    """PipeDream's stages as a stage graph instead of a chain, for micro-batches within ``spread`` times the best."""
     if ranking.best is None:
         return
     middle = ranking.best.draft.stages[0].micro
     for b in ranking.prices.problem.menu:
-        if middle // 2 <= b <= 2 * middle and not ranking.late():
+        if middle <= b * spread and b <= middle * spread and not ranking.late():
             stages = pipedream_stages(ranking.prices, b)
             if stages is not None:
                 ranking.take(draft(ranking.prices, stages, sequential=False))

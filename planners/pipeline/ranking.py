@@ -62,7 +62,7 @@ class Ranking:
 
 def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
     """Candidates of the menus of micro-batches (ascending): from the most promising one outwards, on each side until
-    ``_PATIENCE`` menus in a row find nothing better."""
+    ``_PATIENCE`` menus in a row find nothing better; then the best stages at every other micro-batch."""
     prices, batch = ranking.prices, ranking.prices.problem.batch_samples
     hopes = []
     for menu in menus:
@@ -82,6 +82,12 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
                 failures = 0 if ranking.limit < before else failures + 1
             if failures == _PATIENCE:
                 break
+    if ranking.best is not None:
+        best = ranking.best.draft
+        for menu in menus:
+            if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages):
+                resized = [Chosen(s.mask, menu[0], s.replicas) for s in best.stages]
+                ranking.take(draft(prices, resized, sequential=False))
 
 
 def _longest_path(prices: Prices) -> int:

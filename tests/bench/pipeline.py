@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 
 from planners import pipeline
-from planners.pipeline.baselines import chained, pipedream
+from planners.pipeline.assembly import draft
+from planners.pipeline.baselines import chained, line_cuts, pipedream
 from planners.pipeline.decomposition import Node
 from planners.pipeline.planning import priced
 from planners.pipeline.pricing import Prices
@@ -89,6 +90,8 @@ def ablation(costs: CostModel) -> None:
         assert free.best is not None
         b = chain.best.draft.stages[0].micro
         same = _graph(prices, root, (b,))
+        # The chain's own stages without the chain are plans of that micro-batch too.
+        same.take(draft(prices, chain.best.draft.stages, sequential=False))
         improved = _graph(prices, root, problem.menu)
         improve(improved)
         one = [_one_device_each(problem, costs, name) for name in ("sequential", "graph")]
@@ -103,12 +106,12 @@ def _graph(prices: Prices, root: Node, menu: tuple[int, ...]) -> Ranking:
     """Our uniform plans with micro-batches of ``menu``."""
     ours = Ranking(prices, time.perf_counter() + 600)
     rank(ours, root, [(b,) for b in menu])
+    line_cuts(ours, spread=1 if len(menu) == 1 else 2)
     return ours
 
 
 def _one_device_each(problem: Problem, costs: CostModel, kind: str) -> float:
     """Iteration of one operator a stage, one device each, at the best micro-batch: chained or as a graph."""
-    from planners.pipeline.assembly import draft
     from planners.pipeline.search import Chosen
 
     prices, _ = priced(dataclasses.replace(problem, cluster=dataclasses.replace(problem.cluster, devices=64)), costs)
