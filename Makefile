@@ -23,7 +23,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 bench: install
 	for module in tests/bench/[a-z]*.py; do $(BIN)/python -m $$(echo $${module%.py} | tr / .) || exit 1; done

@@ -265,4 +265,5 @@ def test_a_million_spans_are_checked_and_written(tmp_path):
         start_s=start, end_s=start + 1e-3, bytes=np.ones(n), after_from=np.zeros(n + 1), after=np.zeros(0))
     assert not timeline.violations(tolerance_s=1e-9)
     assert timeline.peak_bytes() >= 8
-    assert timeline.to_parquet(tmp_path / "t.parquet").stat().st_size < 100e6
+    written = timeline.to_parquet(tmp_path / "t.parquet")
+    assert written.stat().st_size < 100e6 and Timeline.from_parquet(written) == timeline

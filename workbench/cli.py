@@ -131,9 +131,13 @@ def _show_plan(args: argparse.Namespace, job: Any, folder: Any, plan: Any) -> No
     metrics = planner.predicted(job.problem, plan)
 
     def text() -> str:
-        parts = [table(planner.decision(plan)), plan.certificate.line(),
-                 table([{"metric": m.name, "predicted": m.value, "unit": m.unit} for m in metrics])]
-        return "\n\n".join(parts)
+        certificate = plan.certificate
+        scarce = [{"one more": name, f"{certificate.unit} better": value}
+                  for name, value in certificate.shadow_prices.items()]
+        return "\n\n".join([
+            planner.in_words(plan), table(planner.decision(plan)), certificate.line(),
+            *([table(scarce)] if scarce else []),
+            table([{"metric": m.name, "predicted": m.value, "unit": m.unit} for m in metrics])])
 
     emit(args, {"run": str(folder.path), "plan": dump(plan)}, text)
     say(f"plan: {folder.path / 'plan.json'}")

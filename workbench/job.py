@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +41,7 @@ class Job:
     study: studies.Study
     problem: Any
     costs_section: Mapping[str, Any]
+    costs: CostModel
     planner: PlannerChoice
     source: str
 
@@ -55,11 +55,6 @@ class Job:
     def id(self) -> str:
         """First 12 hexadecimal digits of the sha256 of ``resolved``."""
         return content_id(self.resolved)
-
-    @cached_property
-    def costs(self) -> CostModel:
-        """The cost model the spec asks for, opened once; without a ``[costs]`` section one that knows nothing."""
-        return open_costs(self.costs_section) if self.costs_section else TableCosts(())
 
     def plan(self) -> Any:
         """Search for a plan with the chosen planner."""
@@ -112,6 +107,8 @@ def read_spec(argument: str, assignments: Iterable[str] = ()) -> tuple[dict[str,
 def resolve(data: Mapping[str, Any], source: str) -> Job:
     """Turn spec data into a job; every fault of problem, costs and planner sections is reported at once.
 
+    Costs are opened here (their tables are read when first asked); without a ``[costs]`` section they know nothing.
+
     Raises:
         SpecError: with one entry for each fault.
     """
@@ -132,18 +129,24 @@ def resolve(data: Mapping[str, Any], source: str) -> Job:
 
     problem = gather(found.planner.Problem, body, "")
     planner = gather(PlannerChoice, data.get("planner", {}), "planner.")
-    if planner is not None and planner.name is not None and planner.name not in found.planner.PLANNERS:
-        close = nearest(planner.name, found.planner.PLANNERS)
-        faults.append(WorkbenchError(f"no planner is called {planner.name!r}", where="planner.name",
+    wanted = data.get("planner", {}).get("name") if isinstance(data.get("planner", {}), Mapping) else None
+    if wanted is not None and wanted not in found.planner.PLANNERS:
+        close = nearest(str(wanted), found.planner.PLANNERS)
+        faults.append(WorkbenchError(f"no planner is called {wanted!r}", where="planner.name",
                                      allowed=found.planner.PLANNERS,
                                      hint=f"did you mean {close!r}?" if close else None))
-    costs = data.get("costs", {})
-    if not isinstance(costs, Mapping):
-        faults.append(WorkbenchError("must be a table", where="costs"))
+    section = data.get("costs", {})
+    costs: CostModel = TableCosts(())
+    try:
+        if not isinstance(section, Mapping):
+            raise SpecError("must be a table", where="costs")
+        costs = open_costs(section) if section else costs
+    except SpecError as error:
+        faults.extend(error.faults or [error])
     if faults:
         raise SpecError(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}", faults=faults, where=source,
                         next_command=f"wb schema {found.name}")
-    return Job(found, problem, costs, planner, source)
+    return Job(found, problem, section, costs, planner, source)
 
 
 def open_job(argument: str, assignments: Iterable[str] = ()) -> Job:

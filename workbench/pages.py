@@ -44,15 +44,16 @@ def write_page(job: Job, folder: RunFolder, plan: Any) -> Path:
         Checks("the plan", planner.check(job.problem, plan)),
         Sources(plan.sources),
     ])
-    against = Section("Beside the alternatives", [
-        Table.of(title, rows) for title, rows in planner.comparison(job.problem, job.costs, plan)])
+    first, *others = (Table.of(title, rows) for title, rows in planner.comparison(job.problem, job.costs, plan))
+    against = Section("Beside the alternatives", [first])
     clocks = Section("Predicted against simulated against measured", [_clocks(predicted, outcomes)])
     own = [s for o in outcomes for s in job.study.executor().sections(job.problem, plan, job.costs, o)]
     repeat = Section("How to repeat it", [
         Commands([f"wb report {job.source}", f"wb check {folder.path}"]), Manifest(folder.manifest())])
     title = f"{job.study.name}: {planner.headline(plan)}"
     lead = job.study.title.removeprefix(f"{job.study.name}: ")
-    report = Report(title, lead, sections=[what, why, against, clocks, *own, repeat])
+    details = [Section("Behind the numbers", others)] if others else []
+    report = Report(title, lead, sections=[what, why, against, *own, clocks, *details, repeat])
     return report.write(folder.path / "report.html")
 
 

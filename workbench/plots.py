@@ -449,7 +449,8 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x_la
         ends = []
         for colour, (label, (x, y)) in zip(_cycle(len(series)), series.items(), strict=True):
             marked = "o" if len(x) <= 24 else ""
-            axes.plot(x, y, marked, linestyle="-", color=colour, linewidth=1.8, markersize=4.5, markeredgecolor=PAPER)
+            axes.plot(x, y, marker=marked, linestyle="-", color=colour, linewidth=1.8, markersize=4.5,
+                      markeredgecolor=PAPER)
             if bands and label in bands:
                 axes.fill_between(x, *bands[label], color=colour, alpha=0.16, linewidth=0)
             ends.append((float(y[-1]), label, colour))

@@ -1,7 +1,7 @@
 """Run folders: everything about one answer, in files that are whole or absent.
 
     runs/<study>-<id>/spec.json  plan.json  simulated.json  measured.json  <clock>/<table>.parquet
-                      timeline.json (Chrome trace)  report.html  manifest.json
+                      <clock>/timeline.json (Chrome trace)  report.html  manifest.json
 
 ``plan.json`` is an envelope with a format version and a digest of the plan, so that a stale or hand-edited plan is
 noticed before it is trusted.
@@ -128,7 +128,7 @@ class RunFolder:
             with atomic_path(self.path / outcome.clock / f"{name}.parquet") as part:
                 table.to_parquet(part)
         if outcome.timeline is not None:
-            outcome.timeline.to_chrome_trace(self.path / "timeline.json")
+            outcome.timeline.to_chrome_trace(self.path / outcome.clock / "timeline.json")
         body = {"clock": outcome.clock, "metrics": [asdict(m) for m in outcome.metrics],
                 "counters": dict(outcome.counters), "tables": sorted(outcome.tables)}
         return self._write_json(f"{outcome.clock}.json", body)

@@ -60,7 +60,7 @@ def parse(cls: type[T], data: Any, *, where: str = "spec", next_command: str | N
     try:
         return _adapter(typing.cast(Any, cls)).validate_python(data)
     except ValidationError as error:
-        faults = [_fault(cls, dict(item)) for item in error.errors()]
+        faults = [_fault(cls, item) for item in _independent([dict(e) for e in error.errors()])]
     raise SpecError(
         f"{len(faults)} fault{'s' if len(faults) > 1 else ''}", faults=faults, where=where, next_command=next_command
     )
@@ -184,6 +184,12 @@ def _type_name(hint: Any) -> str:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"table of {_type_name(args[1])}"
     return getattr(hint, "__name__", str(hint))
+
+
+def _independent(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without complaints that a list is too short when the reason is that its entries are faulty themselves."""
+    return [i for i in items if i["type"] != "too_short"
+            or not any(len(o["loc"]) > len(i["loc"]) and o["loc"][:len(i["loc"])] == i["loc"] for o in items)]
 
 
 def _fault(cls: Any, item: dict[str, Any]) -> WorkbenchError:

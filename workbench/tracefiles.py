@@ -33,7 +33,8 @@ def write_chrome_trace(timeline: Timeline, path: Path) -> Path:
     """Write ``timeline`` as Chrome Trace Event JSON, one event a line; gzip if the name ends in .gz."""
     with atomic_path(path) as part, part.open("wb") as raw:
         # No file name and no date in the gzip header: equal timelines give equal files.
-        packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+        packed = (gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0)
+                  if path.suffix == ".gz" else raw)
         with io.TextIOWrapper(packed, encoding="utf-8", newline="\n", write_through=False) as text:
             head = json.dumps({"format": FORMAT, "version": VERSION, "spans": len(timeline)})
             text.write(f'{{"displayTimeUnit": "ms", "otherData": {head}, "traceEvents": [\n')
@@ -233,7 +234,9 @@ def write_parquet(timeline: Timeline, path: Path) -> Path:
     import pyarrow.parquet as pq
 
     def texts(table: Sequence[str], ids: np.ndarray) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(pa.array(ids, pa.int32()), pa.array(table, pa.string()))
+        position = {text: i for i, text in enumerate(dict.fromkeys(table))}
+        codes = np.array([position[text] for text in table], np.int32)[ids]
+        return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([*position], pa.string()))
 
     args = [_json(timeline.args[i], f"args of span {i}") if i in timeline.args else None for i in range(len(timeline))]
     columns = {
@@ -259,7 +262,7 @@ def read_parquet(path: Path) -> Timeline:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path).combine_chunks()
+        table = pq.read_table(path)
     except FileNotFoundError:
         raise TraceError("no such file", where=str(path)) from None
     except (pa.ArrowException, OSError) as error:
@@ -267,19 +270,28 @@ def read_parquet(path: Path) -> Timeline:
     head = json.loads((table.schema.metadata or {}).get(FORMAT.encode(), b"{}"))
     if head.get("version") != VERSION:
         raise TraceError(f"no timeline of version {VERSION} in this Parquet file", where=str(path))
+    table = table.unify_dictionaries().combine_chunks()
+    column = {name: pa.concat_arrays(table[name].chunks) if table[name].num_chunks else pa.array([], table[name].type)
+              for name in table.column_names}
     lanes = tuple(Lane(*lane) for lane in head["lanes"])
-    position = {lane: i for i, lane in enumerate(lanes)}
-    names: dict[str, int] = {}
-    after = table["after"].to_pylist()
+    devices, streams, names = (column[name].dictionary.to_pylist() for name in ("device", "stream", "name"))
+    lane_of = np.zeros((max(1, len(devices)), max(1, len(streams))), np.int32)
+    for i, (device, stream) in enumerate(lanes):
+        if device in devices and stream in streams:
+            lane_of[devices.index(device), streams.index(stream)] = i
+    with_args = np.flatnonzero(column["args"].is_valid().to_numpy(zero_copy_only=False)).tolist()
     return Timeline(
-        lanes=lanes,
-        lane=np.array([position[Lane(d, s)] for d, s in zip(table["device"].to_pylist(), table["stream"].to_pylist(),
-                                                            strict=True)], np.int32),
-        name=np.array([names.setdefault(n, len(names)) for n in table["name"].to_pylist()], np.int32),
-        names=tuple(names), start_s=table["start_s"].to_numpy(), end_s=table["end_s"].to_numpy(),
-        bytes=table["bytes"].to_numpy(), after_from=np.cumsum([0, *(len(a) for a in after)]),
-        after=np.array([j for a in after for j in a], np.int64),
-        args={i: json.loads(a) for i, a in enumerate(table["args"].to_pylist()) if a is not None},
+        lanes=lanes, lane=lane_of[_codes(column["device"]), _codes(column["stream"])],
+        names=tuple(names), name=_codes(column["name"]), start_s=column["start_s"].to_numpy(),
+        end_s=column["end_s"].to_numpy(), bytes=column["bytes"].to_numpy(),
+        after_from=column["after"].offsets.to_numpy() if len(table) else np.zeros(1),
+        after=column["after"].values.to_numpy() if len(table) else np.zeros(0),
+        args={i: json.loads(column["args"][i].as_py()) for i in with_args},
         levels=tuple(Level(**{**v, "time_s": np.array(v["time_s"]), "value": np.array(v["value"])})
                      for v in head["levels"]),
     )
+
+
+def _codes(column: pa.DictionaryArray) -> np.ndarray:
+    codes: np.ndarray = column.indices.to_numpy(zero_copy_only=False)
+    return codes

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from planners.placement.configurations import Candidates
+from planners.placement.demand import origins
 from planners.placement.instance import Floats, Instance, Integers
 from planners.placement.problem import Deployment, Plan, Problem, Workload, source_shares
 from workbench.outcome import Metric
@@ -53,8 +54,8 @@ def assemble(problem: Problem, workloads: tuple[Workload, ...], candidates: Cand
     certificate = Certificate(
         objective=objective, bound=bound, sense="min", unit=unit, status=status, planner=planner, solver=solver,
         seconds=seconds, shadow_prices=dict(shadow_prices))
-    return Plan(objective=problem.objective, deployments=deployments, workloads=workloads, makespan_s=makespan,
-                cost_usd_per_h=cost, waived=waived, sources=source_shares(deployments, workloads),
+    return Plan(objective=problem.objective, deployments=deployments, workloads=workloads, demand=origins(problem),
+                makespan_s=makespan, cost_usd_per_h=cost, waived=waived, sources=source_shares(deployments, workloads),
                 space=candidates.space, certificate=certificate)
 
 

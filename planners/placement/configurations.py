@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from planners.placement.instance import Candidate, Instance, build, covered, prune
+from planners.placement.instance import Candidate, Instance, Integers, build, covered, prune
 from planners.placement.layouts import (
     Kind,
     Layout,
@@ -198,17 +198,15 @@ class Pricing:
                 max_sequences=whole, token_budget=self.problem.enumeration.token_budget).requests_per_s
         return self._alone[key]
 
-    def optimistic(self, layout: Layout, layers: Sequence[int], memory: Memory) -> list[float]:
-        """Throughputs [W] that the pipeline with these layers does not exceed."""
-        depth = len(layout.kinds)
-        tokens = memory.tokens(layers)
-        rates = []
-        for w, (i, o) in enumerate(self.lengths):
-            batch = min(self.problem.enumeration.max_sequences, int(tokens // (i + o)))
-            rates.append(0.0 if batch < 1 else _OPTIMISM * min(
-                self.alone(k, w, max(1.0, batch / depth)) * self.shape.layers / n
-                for k, n in zip(layout.kinds, layers, strict=True)))
-        return rates
+    def optimistic(self, layout: Layout, layers: Sequence[int], memory: Memory, workload: int) -> float:
+        """Throughput on one workload type that the pipeline with these layers does not exceed."""
+        i, o = self.lengths[workload]
+        batch = min(self.problem.enumeration.max_sequences, int(memory.tokens(layers) // (i + o)))
+        if batch < 1:
+            return 0.0
+        share = max(1.0, batch / len(layout.kinds))
+        return _OPTIMISM * min(self.alone(k, workload, share) * self.shape.layers / n
+                               for k, n in zip(layout.kinds, layers, strict=True))
 
     def splits(self, layout: Layout, memory: Memory) -> list[list[int]]:
         """Layers of each stage: the roomiest split, and the fastest one that holds the longest request."""
@@ -285,7 +283,7 @@ def _worth_keeping(problem: Problem, pricing: Pricing, options: Sequence[Layout]
         if not splits:
             dropped["too little memory"] += 1
         for layers in splits:
-            if covered(room, np.array(pricing.optimistic(layout, layers, memory)), devices, rates):
+            if _hopeless(pricing, layout, layers, memory, room, devices, rates):
                 dominated += 1
                 continue
             name = layout.name if len(splits) == 1 else f"{layout.name} ({'+'.join(map(str, layers))} layers)"
@@ -298,6 +296,20 @@ def _worth_keeping(problem: Problem, pricing: Pricing, options: Sequence[Layout]
             kept.append(made)
             devices, rates = np.vstack([devices, room]), np.vstack([rates, rate])
     return _Found(candidates=kept, dominated=dominated, closest=closest)
+
+
+def _hopeless(pricing: Pricing, layout: Layout, layers: Sequence[int], memory: Memory, room: Integers,
+              devices: Integers, rates: Floats) -> bool:
+    """Whether kept candidates (``devices`` [R, N], ``rates`` [R, W]) cover even the optimistic throughputs.
+
+    One workload type after the other, because most layouts that are worth pricing show it at the first.
+    """
+    hopes: list[float] = []
+    for w in range(len(pricing.workloads)):
+        hopes.append(pricing.optimistic(layout, layers, memory, w))
+        if not covered(room, np.array(hopes), devices, rates[:, :w + 1]):
+            return False
+    return True
 
 
 def _shortage(pricing: Pricing, layout: Layout, memory: Memory, tokens: float) -> str:

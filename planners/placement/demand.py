@@ -18,20 +18,31 @@ from workbench.errors import SpecError
 if TYPE_CHECKING:
     from traces.requests import RequestTable, TypeBins
 
-__all__ = ["requests_of", "workloads_of"]
+__all__ = ["origins", "requests_of", "type_name", "workloads_of"]
 
 
 @lru_cache(maxsize=8)
 def requests_of(traffic: Traffic) -> tuple[RequestTable, TypeBins]:
     """The trace behind ``traffic`` and the type of each of its requests.
 
+    A public trace without a copy on this machine is replaced by its synthetic stand-in (never the network); the
+    table's ``source`` says which it is.
+
     Raises:
         TraceError: the trace is unknown or cannot be had.
     """
-    from traces.catalogue import load
+    from traces.catalogue import load, load_or_synthetic
+    from traces.registry import registry
 
-    table = load(traffic.trace, requests=traffic.requests, seed=traffic.seed)
+    public = traffic.trace in registry().files
+    table = (load_or_synthetic if public else load)(traffic.trace, requests=traffic.requests, seed=traffic.seed)
     return table, table.bin_types(traffic.input_centres_tokens, traffic.output_centres_tokens)
+
+
+def origins(problem: Problem) -> tuple[str, ...]:
+    """Where each trace's requests come from, with the content id of what was read or drawn."""
+    tables = [requests_of(t)[0] for t in problem.traffic]
+    return tuple(f"{t.name}, {t.source} (content {t.content_id()})" for t in tables)
 
 
 def workloads_of(problem: Problem) -> tuple[Workload, ...]:

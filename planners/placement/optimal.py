@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,16 +11,17 @@ import numpy as np
 from planners.placement.assembly import assemble, shares_of_work
 from planners.placement.configurations import Candidates, MemoCosts, candidates_of
 from planners.placement.demand import workloads_of
-from planners.placement.exact import Fleet, Search, cheapest, fastest
+from planners.placement.exact import Fleet, Search, cheapest, fastest, leanest
 from planners.placement.formulation import fleet_model, relaxation, typical_rate, with_work
 from planners.placement.instance import Instance
 from planners.placement.problem import Plan, Problem, Workload
+from planners.placement.program import fleet_by_program
 from planners.placement.shortage import explain
 from workbench.costs import CostModel
 from workbench.errors import Infeasible
 from workbench.milp import Solution, relax, solve
 
-__all__ = ["Prepared", "exact_plan", "fractional_cost", "no_plan", "prepare", "servable"]
+__all__ = ["Prepared", "exact_plan", "fractional_cost", "no_plan", "prepare", "program_plan", "servable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,31 +59,38 @@ def no_plan(ready: Prepared) -> Infeasible:
 
 def exact_plan(ready: Prepared, search: Search) -> Plan:
     """The optimal plan of prepared candidates, with its certificate."""
+    return _certified(ready, search, _exact_fleet, planner="exact")
+
+
+def program_plan(ready: Prepared, search: Search) -> Plan:
+    """The plan of the linear model solved in one piece, with its certificate."""
+    return _certified(ready, search, fleet_by_program, planner="program")
+
+
+def _certified(ready: Prepared, search: Search, find: Callable[[Instance, float | None, Search], Fleet | None], *,
+               planner: str) -> Plan:
     start = time.perf_counter()
-    problem, instance = ready.problem, ready.candidates.instance
-    fleet = None
-    if servable(instance):
-        fleet = (_cheapest_then_fastest(instance, problem.required_rate_per_s, search)
-                 if problem.required_rate_per_s is not None else _fastest_then_cheapest(instance, search))
+    instance, required = ready.candidates.instance, ready.problem.required_rate_per_s
+    fleet = find(instance, required, search) if servable(instance) else None
     if fleet is None:
         raise no_plan(ready)
-    bound_value = fleet.bound if problem.required_rate_per_s is not None else instance.total_requests / fleet.bound
-    return assemble(problem, ready.workloads, ready.candidates, fleet.replicas,
-                    shares_of_work(instance, fleet.assignment.work), bound=bound_value,
-                    status="optimal" if fleet.proven else "feasible", planner="exact", solver=search.solver,
-                    seconds=time.perf_counter() - start, shadow_prices=shadow_prices(problem, instance))
+    return assemble(ready.problem, ready.workloads, ready.candidates, fleet.replicas,
+                    shares_of_work(instance, fleet.assignment.work),
+                    bound=instance.total_requests / fleet.bound if required is None else fleet.bound,
+                    status="optimal" if fleet.proven else "feasible", planner=planner, solver=search.solver,
+                    seconds=time.perf_counter() - start,
+                    shadow_prices=_makespan_prices(instance) if required is None else _cost_prices(instance, required))
+
+
+def _exact_fleet(instance: Instance, required: float | None, search: Search) -> Fleet | None:
+    return (_fastest_then_cheapest(instance, search) if required is None
+            else _cheapest_then_fastest(instance, required, search))
 
 
 def _fastest_then_cheapest(instance: Instance, search: Search) -> Fleet | None:
     """The fastest fleet; among those as fast, the cheapest."""
     best = fastest(instance, search)
-    if best is None or search.over():
-        return best
-    lean = cheapest(instance, best.assignment.rate, search, cuts=best.cuts, start=best.replicas)
-    if lean is None:
-        return best
-    return Fleet(replicas=lean.replicas, assignment=lean.assignment, cost=lean.cost, bound=best.bound,
-                 proven=best.proven, cuts=lean.cuts)
+    return best if best is None or search.over() else leanest(instance, best, search)
 
 
 def _cheapest_then_fastest(instance: Instance, required: float, search: Search) -> Fleet | None:
@@ -96,13 +105,8 @@ def _cheapest_then_fastest(instance: Instance, required: float, search: Search) 
                  proven=lean.proven, cuts=best.cuts)
 
 
-def shadow_prices(problem: Problem, instance: Instance) -> dict[str, float]:
-    """What one more $/h and one more GPU of each type would buy, from the linear relaxation.
-
-    Seconds of makespan for least-makespan; $/h for least-cost.
-    """
-    if problem.required_rate_per_s is not None:
-        return _cost_prices(instance, problem.required_rate_per_s)
+def _makespan_prices(instance: Instance) -> dict[str, float]:
+    """Seconds of makespan that one more $/h, and one more GPU of each type, would save (linear relaxation)."""
     linear = relaxation(instance)
     per_rate = instance.total_requests / linear.rate**2
     prices = {} if np.isinf(instance.budget) else {"budget_usd_per_h": linear.budget_price * per_rate}
@@ -110,6 +114,7 @@ def shadow_prices(problem: Problem, instance: Instance) -> dict[str, float]:
 
 
 def _cost_prices(instance: Instance, required: float) -> dict[str, float]:
+    """$/h that asking for 1 request/s less, and one more GPU of each type, would save (linear relaxation)."""
     found = fractional_cost(instance, required)
     if found.reduced_costs is None:
         return {}

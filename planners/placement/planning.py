@@ -10,7 +10,7 @@ from planners.placement.assembly import assemble, shares_of_work
 from planners.placement.bisect import by_knapsack, by_program
 from planners.placement.exact import Search
 from planners.placement.formulation import relaxation
-from planners.placement.optimal import Prepared, exact_plan, fractional_cost, no_plan, prepare, servable
+from planners.placement.optimal import Prepared, exact_plan, fractional_cost, no_plan, prepare, program_plan, servable
 from planners.placement.problem import Plan, Problem
 from workbench.costs import CostModel
 from workbench.errors import SpecError, nearest
@@ -20,6 +20,7 @@ __all__ = ["PLANNERS", "bound", "plan"]
 
 PLANNERS: Mapping[str, str] = {
     "exact": "optimal fleet and assignment with proof; among optimal fleets the cheapest",
+    "program": "the same optimum from the linear model handed to the solver in one piece",
     "bisect": "the paper's search: bisection on T, a mixed-integer feasibility check a step",
     "bisect-knapsack": "the paper's fast search: bisection on T with a greedy packing check (our rule)",
     "homogeneous-limited": "baseline: the best single GPU type within its availability",
@@ -56,6 +57,8 @@ def plan(problem: Problem, costs: CostModel, *, planner: str = "exact", solver: 
                         hint=f"did you mean {close!r}?" if close else None)
     if planner == "exact":
         return exact_plan(prepare(problem, costs), search)
+    if planner == "program":
+        return program_plan(prepare(problem, costs), search)
     if planner in ("bisect", "bisect-knapsack"):
         return _bisected(prepare(problem, costs), search, planner)
     return baselines.make(planner, prepare(problem, costs), search)

@@ -51,7 +51,8 @@ class Traffic:
     """Demand for one model taken from a request trace, sorted into input x output length types."""
 
     model: str = about("Model all requests of the trace ask for.")
-    trace: str = about("Name of a trace (see wb traces list).")
+    trace: str = about("Name of a trace (see wb traces list); a public one that is not on this machine is replaced "
+                       "by its synthetic stand-in, and the plan says so.")
     requests: Annotated[int, Ge(1)] | None = about("Take only the first so many requests; absent: all.", default=None)
     seed: int = about("Seed of a synthetic trace.", default=0)
     input_centres_tokens: Annotated[tuple[int, ...], MinLen(1)] = about(
@@ -211,6 +212,8 @@ class Plan:
     objective: Objective = about("What was optimised.")
     deployments: tuple[Deployment, ...] = about("What to start, and which demand it takes.")
     workloads: tuple[Workload, ...] = about("The demand by type as planned for, traces already sorted into types.")
+    demand: tuple[str, ...] = about("Where the traces behind the demand come from; empty for stated types.",
+                                    default=())
     makespan_s: float = about("Predicted time to serve all requests; total requests over it is the sustained rate.")
     cost_usd_per_h: float = about("Rent of the whole fleet.")
     waived: tuple[str, ...] = about("Rules of the problem that a baseline ignores by its definition.", default=())

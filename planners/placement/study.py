@@ -7,6 +7,7 @@ benchmarks. All of them price the candidates once and solve many times.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from planners.placement import baselines
 from planners.placement.assembly import composition
 from planners.placement.exact import Search, fastest
 from planners.placement.formulation import assign
-from planners.placement.instance import Instance, build
+from planners.placement.instance import Candidate, Instance, build
 from planners.placement.optimal import Prepared, exact_plan, prepare, servable
 from planners.placement.problem import Plan, Problem
 from workbench.costs import CostModel
@@ -31,13 +32,12 @@ _ALONE = ("uniform-composition", "uniform-deployment", "fixed-composition", "rou
 
 
 def comparison(problem: Problem, costs: CostModel, plan: Plan) -> list[Table]:
-    """Titled tables: the plan beside every baseline, what one more GPU or dollar buys, and where its numbers come from.
+    """Titled tables: the plan beside every baseline, and where its numbers come from.
 
     Homogeneous rows show every GPU type; a baseline that cannot serve the demand says so.
     """
     ready = prepare(problem, costs)
     return [("Beside the baselines", _beside(ready, plan)),
-            ("What one more would buy", _one_more(ready, plan)),
             ("Throughputs and where they come from", _throughputs(plan)),
             ("Candidate configurations", _space(plan))]
 
@@ -65,37 +65,34 @@ def _row(title: str, found: Plan | None, plan: Plan) -> Row:
     if found is None:
         return {"plan": title, "remark": "cannot serve the demand"}
     requests = math.fsum(w.requests for w in plan.workloads)
-    return {"plan": title, "makespan_s": found.makespan_s, "requests/s": requests / found.makespan_s,
-            "rate, ours = 1": plan.makespan_s / found.makespan_s, "$/h": found.cost_usd_per_h,
-            "$/1000 requests": found.cost_usd_per_h / 3.6 * found.makespan_s / requests, "GPUs": composition(found)}
-
-
-def _one_more(ready: Prepared, plan: Plan) -> list[Row]:
-    unit = "s saved" if plan.objective == "least-makespan" else "$/h saved"
-    return [{"one more": name, f"{unit} (linear relaxation)": value}
-            for name, value in plan.certificate.shadow_prices.items()]
+    return {"plan": title, "makespan_s": found.makespan_s, "rate_per_s": requests / found.makespan_s,
+            "rate over this plan's": plan.makespan_s / found.makespan_s, "cost_usd_per_h": found.cost_usd_per_h,
+            "usd_per_1000_requests": found.cost_usd_per_h / 3.6 * found.makespan_s / requests,
+            "GPUs": composition(found)}
 
 
 def _throughputs(plan: Plan) -> list[Row]:
     rows = []
     for d in plan.deployments:
         for name, rate in d.throughputs.items():
-            rows.append({"configuration": d.configuration, "workload": name, "requests/s a replica": rate.per_s,
+            rows.append({"configuration": d.configuration, "workload": name, "rate_per_s": rate.per_s,
                          "share sent here": d.shares.get(name, 0.0),
-                         **{s: f"{part:.0%}" for s, part in rate.sources.items()}})
+                         **{str(s): f"{part:.0%}" for s, part in rate.sources.items()}})
     return rows
 
 
 def _space(plan: Plan) -> list[Row]:
     space = plan.space
-    return [{"layouts": "considered", "number": space.considered},
-            *({"layouts": f"left out: {reason}", "number": n} for reason, n in space.infeasible.items()),
-            {"layouts": "dominated", "number": space.dominated}, {"layouts": "kept", "number": space.kept}]
+    counts = {"considered": space.considered, **{f"left out: {r}": n for r, n in space.infeasible.items()},
+              "dominated": space.dominated, "kept": space.kept}
+    return [{"layouts": what, "number": number} for what, number in counts.items()]
 
 
 def pareto(problem: Problem, costs: CostModel, budgets_usd_per_h: Sequence[float], *, time_limit_s: float = 60.0
            ) -> list[Row]:
-    """Best rate at each budget: rows ``{budget, $/h, requests/s, makespan_s, gap, GPUs}``; infeasible budgets say so.
+    """Best rate at each budget, one row a budget; one without a plan carries a ``remark`` in place of the numbers.
+
+    Keys: ``budget_usd_per_h cost_usd_per_h rate_per_s makespan_s gap GPUs``.
 
     Raises:
         SpecError: the problem asks for least cost, which has no budget to vary.
@@ -106,49 +103,49 @@ def pareto(problem: Problem, costs: CostModel, budgets_usd_per_h: Sequence[float
     ready = prepare(widest, costs)
     rows: list[Row] = []
     for budget in budgets_usd_per_h:
-        part = _with_budget(ready, budget)
+        part = _limited(ready, replace(problem, budget_usd_per_h=budget))
         try:
             if not servable(part.candidates.instance):
                 raise Infeasible("no configuration serves every workload type")
-            found = exact_plan(part, Search(gap=problem.relative_gap, deadline=_in(time_limit_s)))
+            found = exact_plan(part, Search(gap=problem.relative_gap, deadline=time.perf_counter() + time_limit_s))
         except Infeasible as error:
             rows.append({"budget_usd_per_h": budget, "remark": error.message})
             continue
         requests = math.fsum(w.requests for w in found.workloads)
-        rows.append({"budget_usd_per_h": budget, "$/h": found.cost_usd_per_h, "requests/s": requests / found.makespan_s,
-                     "makespan_s": found.makespan_s, "gap": found.certificate.gap, "GPUs": composition(found)})
+        rows.append({"budget_usd_per_h": budget, "cost_usd_per_h": found.cost_usd_per_h,
+                     "rate_per_s": requests / found.makespan_s, "makespan_s": found.makespan_s,
+                     "gap": found.certificate.gap, "GPUs": composition(found)})
     return rows
 
 
-def _in(seconds: float) -> float:
-    import time
-
-    return time.perf_counter() + seconds
-
-
-def _with_budget(ready: Prepared, budget: float) -> Prepared:
-    """The same candidates under a smaller budget (dominance holds at every budget)."""
-    problem = replace(ready.problem, budget_usd_per_h=budget)
-    instance = replace(ready.candidates.instance, budget=budget)
-    affordable = instance.take(instance.most_replicas() > 0)
-    return replace(ready, problem=problem, candidates=replace(ready.candidates, instance=affordable))
+def _limited(ready: Prepared, problem: Problem) -> Prepared:
+    """The same candidates under tighter limits (what dominates, dominates under any limits)."""
+    instance = replace(
+        ready.candidates.instance, available=np.array([d.available for d in problem.devices], dtype=np.int64),
+        budget=math.inf if problem.budget_usd_per_h is None else problem.budget_usd_per_h)
+    within = instance.take(instance.most_replicas() > 0)
+    return replace(ready, problem=problem, candidates=replace(ready.candidates, instance=within))
 
 
 def what_if(problem: Problem, costs: CostModel, plan: Plan, *, extra_usd_per_h: float = 1.0) -> list[Row]:
-    """The optimum solved again with one more GPU of each type, and with more budget: seconds (or $/h) saved."""
-    rows = []
-    for offer in problem.devices:
-        more = replace(problem, devices=tuple(
-            replace(d, available=d.available + 1) if d.name == offer.name else d for d in problem.devices))
-        rows.append(_saved(f"one more {offer.name}", more, costs, plan))
-    if problem.budget_usd_per_h is not None:
-        more = replace(problem, budget_usd_per_h=problem.budget_usd_per_h + extra_usd_per_h)
-        rows.append(_saved(f"{extra_usd_per_h:g} $/h more", more, costs, plan))
-    return rows
+    """The optimum with one more GPU of each type, and with more budget: rows ``{change, objective, unit, saved}``.
+
+    Unlike shadow prices these count whole replicas.
+    """
+    budget = problem.budget_usd_per_h
+    widest = replace(problem, budget_usd_per_h=None if budget is None else budget + extra_usd_per_h,
+                     devices=tuple(replace(d, available=d.available + 1) for d in problem.devices))
+    ready = prepare(widest, costs)
+    changed = {f"one more {offer.name}": replace(problem, devices=tuple(
+        replace(d, available=d.available + (d.name == offer.name)) for d in problem.devices))
+        for offer in problem.devices}
+    if budget is not None:
+        changed[f"{extra_usd_per_h:g} $/h more"] = replace(problem, budget_usd_per_h=budget + extra_usd_per_h)
+    return [_saved(title, _limited(ready, other), plan) for title, other in changed.items()]
 
 
-def _saved(title: str, problem: Problem, costs: CostModel, plan: Plan) -> Row:
-    found = exact_plan(prepare(problem, costs), Search(gap=problem.relative_gap))
+def _saved(title: str, ready: Prepared, plan: Plan) -> Row:
+    found = exact_plan(ready, Search(gap=ready.problem.relative_gap))
     return {"change": title, "objective": found.certificate.objective, "unit": found.certificate.unit,
             "saved": plan.certificate.objective - found.certificate.objective}
 
@@ -181,15 +178,13 @@ def robustness(problem: Problem, costs: CostModel, plan: Plan, *, noise: float, 
         fixed = _makespan(true, replicas, shares)
         routed = true.total_requests / assign(true, replicas).rate
         optimum = true.total_requests / best.assignment.rate
-        rows.append({"sample": sample, "optimum_s": optimum, "as planned_s": fixed, "routed anew_s": routed,
-                     "regret as planned": fixed / optimum - 1, "regret routed anew": routed / optimum - 1})
+        rows.append({"sample": sample, "optimum_s": optimum, "as_planned_s": fixed, "routed_anew_s": routed,
+                     "regret_as_planned": fixed / optimum - 1, "regret_routed_anew": routed / optimum - 1})
     return rows
 
 
 def _with_plan(ready: Prepared, plan: Plan) -> Instance:
     """The candidates, and the plan's own configurations if they are not among them."""
-    from planners.placement.instance import Candidate
-
     instance = ready.candidates.instance
     known = {c.name for c in instance.candidates}
     missing = [Candidate(name=d.configuration, model=d.model, devices=d.devices, throughputs=d.throughputs,

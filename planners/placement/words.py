@@ -27,4 +27,5 @@ def in_words(plan: Plan) -> str:
              "heuristic": "This planner proves nothing about better fleets."}[plan.certificate.status]
     return (f"Rent {composition(plan)} for {plan.cost_usd_per_h:.2f} $/h and start {replicas} "
             f"{'replica' if replicas == 1 else 'replicas'} ({started}). They serve {requests:,.0f} requests in "
-            f"{plan.makespan_s:,.0f} s, {requests / plan.makespan_s:.3g} requests/s sustained. {proof}")
+            f"{plan.makespan_s:,.0f} s, {requests / plan.makespan_s:.3g} requests/s sustained. {proof}"
+            + "".join(f" Demand: {source}." for source in plan.demand))

@@ -27,7 +27,7 @@ from workbench.costs import SOURCES, Axis, ProfileTable, Provenance, Source, Tab
 from workbench.errors import MissingProfile, SpecError, TraceError, nearest
 from workbench.models import LlmShape, load_model
 from workbench.spec import about, spec
-from workbench.stepcosts import Chunk, Ramp, to_ticks
+from workbench.stepcosts import TICKS_PER_S, Chunk, Ramp, to_ticks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,14 +259,14 @@ class ProfiledSteps:
         grid = files.table("attention", {}, ["chunk", "history", "decoding", "context"], points, seconds, "attention")
         values, ranks = grid.many(*np.meshgrid(*axes, indexing="ij"))
         self._shares = np.bincount(ranks.ravel(), minlength=len(SOURCES)) / ranks.size
-        self._attention = _Grid4(axes, values * layers)
+        self._attention = _Grid4(axes, values * layers * TICKS_PER_S)
         self._ramps: dict[int, Ramp] = {}
 
     def decode(self, sequences: int) -> Ramp:
         """Decode-only iteration; see ``StepModel``. Linear between the measured histories."""
         if sequences not in self._ramps:
             histories = [0.0, *self._attention.axes[3][1:]]
-            base = [self._fixed(sequences, sequences) + to_ticks(self._attention(0, 0, sequences, history))
+            base = [self._fixed(sequences, sequences) + round(self._attention(0, 0, sequences, history))
                     for history in histories]
             start = [int(history) * sequences for history in histories]
             slope = [(b - a) // (k - j) for a, b, j, k in zip(base, base[1:], start, start[1:], strict=False)]
@@ -277,18 +277,19 @@ class ProfiledSteps:
         """Iteration with prompt chunks; see ``StepModel``."""
         if not chunks:
             return self.decode(sequences)(context_tokens)
-        tokens = pairs = 0
-        for more, before in chunks:
-            tokens += more
-            pairs += more * (2 * before + more)
+        history: float
+        if len(chunks) == 1:
+            tokens, history = chunks[0]
+        else:
+            tokens = sum([c.tokens for c in chunks])
+            history = (sum([t * (2 * h + t) for t, h in chunks]) / tokens - tokens) / 2
         context = context_tokens / sequences if sequences else 0.0
-        history = (pairs / tokens - tokens) / 2
-        seconds = self._attention(tokens, max(history, 0.0), sequences, context)
+        attention = self._attention(tokens, history, sequences, context)
         if history < 0:
             # Several short prompts attend fewer pairs than one of the same tokens: back along the line in pairs.
-            per_token = (self._attention(tokens, tokens, sequences, context) - seconds) / tokens
-            seconds = max(seconds + per_token * history, self._attention(0, 0, sequences, context))
-        return self._fixed(sequences + tokens, sequences + len(chunks)) + to_ticks(seconds)
+            per_token = (self._attention(tokens, tokens, sequences, context) - attention) / tokens
+            attention = max(attention + per_token * history, self._attention(0, 0, sequences, context))
+        return self._fixed(sequences + tokens, sequences + len(chunks)) + round(attention)
 
     def sources(self) -> Mapping[Source, float]:
         """Shares of the attention grid: its corners that were not run (large mixed batches) are extrapolated."""

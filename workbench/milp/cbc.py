@@ -16,6 +16,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,8 @@ def search(problem: Problem, limits: Limits, start: Floats | None, watch: Watch)
     """
     request = {"cost": problem.cost, "lower": problem.lower, "upper": problem.upper, "integer": problem.integer,
                "data": problem.matrix.data, "indices": problem.matrix.indices, "indptr": problem.matrix.indptr,
-               "sense": problem.sense, "rhs": problem.rhs, "start": start, "time_s": limits.time_s,
-               "gap": limits.gap, "seed": limits.seed}
+               "sense": problem.sense, "rhs": problem.rhs, "start": start, "gap": limits.gap, "seed": limits.seed,
+               "until": time.time() + limits.left_s()}
     child = _child()
     assert child.stdin is not None
     assert child.stdout is not None
@@ -107,7 +108,8 @@ def _minimise(request: dict[str, Any]) -> dict[str, Any]:
     start, whole = request["start"], bool(request["integer"].any())
     if start is not None and whole:
         model.start = [(columns[j], float(start[j])) for j in np.flatnonzero(~np.isnan(start))]
-    status = model.optimize(**({"max_seconds": request["time_s"]} if math.isfinite(request["time_s"]) else {}))
+    left_s = {"max_seconds": max(request["until"] - time.time(), 0.01)} if math.isfinite(request["until"]) else {}
+    status = model.optimize(**left_s)
     outcomes = mip.OptimizationStatus
     if status in (outcomes.INFEASIBLE, outcomes.INT_INFEASIBLE):
         return {"claim": "infeasible", "bound": math.inf}

@@ -1,12 +1,11 @@
 """Why a model has no feasible point: a set of rows and bounds that cannot hold together, and what would have to give.
 
-1. Elastic phase: each row may be broken at a price; the cheapest total break is the smallest relaxation. Prices make a
-   break count relative to its row's right-hand side, so that dollars and bytes can be weighed against each other.
-2. A set of rows that clash: of a linear program, those with a price in the elastic optimum (a Farkas certificate);
-   of an integer program, rows that break are made unbreakable one round after the other, until they clash.
+1. The smallest relaxation: each row may be broken, and the total break is minimised. A break counts relative to its
+   row's right-hand side, so that dollars and bytes can be weighed against each other.
+2. A set that clashes. Where the linear relaxation is infeasible: the support of a vertex of the polyhedron of Farkas
+   multipliers, which is irreducible (Gleeson and Ryan 1990). Otherwise integrality is part of the trouble: rows that
+   break are made unbreakable one round after the other until they clash (Chinneck's elastic filter).
 3. Deletion by halves (QuickXplain, Junker 2004) until no row and no bound can be spared.
-
-Integrality comes into play only where the linear relaxation has a feasible point.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ T = TypeVar("T")
 Bound = tuple[int, Literal["lower", "upper"]]
 MOST_ALONE = 12
 SHOWN = 8
+BY_DELETION = 64  # members of a linear clash up to which the vertex's irreducibility is checked by deletion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,8 @@ class Explanation:
     def __str__(self) -> str:
         members = _listed(_by_block(self.rows) + _by_block(self.bounds))
         whole = ", in whole numbers" if self.kind == "integer" else ""
-        lines = [f"these cannot hold together{whole}: {members}"]
+        minimal = "" if self.irreducible else " (perhaps not all of these are needed)"
+        lines = [f"these cannot hold together{whole}: {members}{minimal}"]
         if self.relaxation:
             lines.append(("smallest" if self.proven_least else "a") + " relaxation: " + self._changes(self.relaxation))
         given = {name: change for name, change in self.alone.items() if self.rhs[name] != 0.0}
@@ -72,13 +73,12 @@ class Explanation:
 
 
 class InfeasibleModel(Infeasible):
-    """A model without feasible points, with its ``explanation``."""
+    """A model without feasible points, with its ``explanation`` (absent when none was found in time)."""
 
-    def __init__(self, explanation: Explanation) -> None:
+    def __init__(self, model: str, explanation: Explanation | None) -> None:
         self.explanation = explanation
-        first, *rest = str(explanation).split("\n")
-        super().__init__("no feasible point; " + first, where=f"model {explanation.model!r}",
-                         hint="; ".join(rest) or None)
+        first, *rest = str(explanation or "why was not found within the time limit").split("\n")
+        super().__init__("no feasible point; " + first, where=f"model {model!r}", hint="; ".join(rest) or None)
 
 
 def require(solution: Solution, *, explain_s: float = 20.0) -> Solution:
@@ -92,7 +92,11 @@ def require(solution: Solution, *, explain_s: float = 20.0) -> Solution:
         return solution
     where = f"model {solution.model.name!r}"
     if solution.status == "infeasible":
-        raise InfeasibleModel(explain_infeasible(solution.model, time_limit_s=explain_s))
+        try:
+            explanation = explain_infeasible(solution.model, time_limit_s=explain_s)
+        except SolverError:
+            raise InfeasibleModel(solution.model.name, None) from None
+        raise InfeasibleModel(solution.model.name, explanation)
     if solution.status == "unbounded":
         raise SolverError("the objective has no bound", where=where,
                           hint="a variable that improves it lacks a bound or a row")
@@ -108,25 +112,22 @@ def explain_infeasible(model: Model, *, time_limit_s: float = 20.0) -> Explanati
     """
     begin = time.perf_counter()
     probe = _Probe(deadline=begin + time_limit_s, longest_s=time_limit_s / 4)
-    whole = model.problem().feasibility()
-    effective = np.flatnonzero(np.isfinite(whole.rhs))
-    problem, names = whole.only_rows(effective), np.array(model.row_names(), dtype=object)[effective]
+    effective = np.flatnonzero(np.isfinite(model.problem().rhs))
+    posed, names = model.problem().only_rows(effective), np.array(model.row_names(), dtype=object)[effective]
+    problem = posed.feasibility()
     if empty_ranges(problem).any():
         return _explain_bounds(model, problem, begin)
     linear = problem.without_integrality()
     kind: Literal["linear", "integer"] = "linear" if probe.infeasible(linear) else "integer"
-    posed = linear if kind == "linear" else problem
-    if kind == "integer" and not probe.infeasible(problem):
+    if kind == "integer" and not probe.infeasible(posed, longest_s=time_limit_s / 2):  # its objective helps to prove it
         raise SolverError("not known to be infeasible: " + (
             "the time limit came first" if probe.unsure else "it has a feasible point"), where=f"model {model.name!r}")
     every = np.arange(len(problem.rhs))
-    relaxation, proven = _relaxation(posed, every, probe)
-    clash = sorted(_irreducible(_clashing_rows(posed, probe),
-                                lambda some: probe.infeasible(posed.only_rows(sorted(some)))))
-    bounds = _needed_bounds(posed, clash, probe)
+    relaxation, proven = _relaxation(problem, every, probe)
+    clash, bounds = _linear_clash(linear, probe) if kind == "linear" else _integer_clash(problem, probe)
     alone: dict[str, float] = {}
-    for i in clash[:MOST_ALONE]:
-        change, _ = _relaxation(posed, np.array([i]), probe)
+    for i in sorted(clash, key=lambda i: problem.rhs[i] == 0.0)[:MOST_ALONE]:  # a row like x <= y is seldom negotiable
+        change, _ = _relaxation(problem, np.array([i]), probe)
         alone |= {str(names[i]): amount for amount in change.values()}
     return Explanation(
         model=model.name, kind=kind, rows=tuple(names[clash]), irreducible=not probe.unsure,
@@ -154,22 +155,27 @@ class _Probe:
     longest_s: float
     unsure: bool = False
 
-    def solve(self, problem: Problem) -> Answer | None:
+    def solve(self, problem: Problem, *, longest_s: float | None = None) -> Answer | None:
         """The answer, or ``None`` when the question stayed open."""
-        left = min(self.deadline - time.perf_counter(), self.longest_s)
-        if left > 0.0:
+        if not self.spent():
+            until = min(self.deadline, time.perf_counter() + (longest_s or self.longest_s))
+            limits = Limits(deadline=until, gap=1e-9, seed=0)
             try:
-                answer = minimise(search_by("highs"), problem, limits=Limits(time_s=left, gap=1e-9, seed=0))
+                answer = minimise(search_by("highs"), problem, limits=limits)
             except SolverError:
                 answer = Answer(claim="stopped")
-            if answer.claim == "infeasible" or answer.x is not None:
+            if answer.claim != "stopped" or answer.x is not None:
                 return answer
         self.unsure = True
         return None
 
-    def infeasible(self, problem: Problem) -> bool:
+    def spent(self) -> bool:
+        """Whether no question will be answered any more."""
+        return time.perf_counter() >= self.deadline
+
+    def infeasible(self, problem: Problem, *, longest_s: float | None = None) -> bool:
         """Whether ``problem`` is proven to have no point."""
-        answer = self.solve(problem)
+        answer = self.solve(problem, longest_s=longest_s)
         return answer is not None and answer.claim == "infeasible"
 
 
@@ -211,15 +217,62 @@ def _relaxation(problem: Problem, rows: Sequence[int] | Ints, probe: _Probe) -> 
     return {int(np.asarray(rows)[k]): float(shift[k]) for k in big}, answer.claim == "proven"
 
 
-def _clashing_rows(problem: Problem, probe: _Probe) -> list[int]:
-    """Rows that cannot hold together, not yet irreducible."""
+def _linear_clash(problem: Problem, probe: _Probe) -> tuple[list[int], list[Bound]]:
+    """Rows and bounds that cannot hold together, of an infeasible linear program."""
+    rows, bounds = _farkas_support(problem, probe)
+    if not rows and not bounds:  # the multipliers were out of reach numerically
+        rows = list(range(len(problem.rhs)))
+        bounds = _finite_bounds(problem, rows)
+    elif len(rows) + len(bounds) > BY_DELETION:
+        return rows, bounds
+    return _by_deletion(problem, rows, bounds, probe)
+
+
+def _farkas_support(problem: Problem, probe: _Probe) -> tuple[list[int], list[Bound]]:
+    """Support of a vertex of ``{y >= 0: y'A = 0, y'b = -1}`` over rows and bounds, all written as ``<=``.
+
+    Rows are divided by their largest coefficient and right-hand sides by the largest of all, so that multipliers are
+    of the order of 1. Both lists are empty when no such vertex was found, or its support does not clash.
+    """
+    from scipy import sparse
+
+    largest = row_max(abs(problem.matrix.data), problem.matrix.indptr)
+    scale = np.where(problem.sense > 0, -1.0, 1.0) / np.where(largest > 0.0, largest, 1.0)
+    rows = sparse.csr_array(problem.matrix.multiply(scale[:, None]))
+    equal = np.flatnonzero(problem.sense == 0)
+    lower, upper = np.flatnonzero(np.isfinite(problem.lower)), np.flatnonzero(np.isfinite(problem.upper))
+    eye = sparse.eye_array(len(problem.cost), format="csr")
+    every_row = sparse.vstack([rows, -rows[equal], -eye[lower], eye[upper]], format="csr")
+    rhs = np.concatenate((scale * problem.rhs, -(scale * problem.rhs)[equal], -problem.lower[lower],
+                          problem.upper[upper]))
+    rhs /= abs(rhs).max(initial=0.0) or 1.0
+    count, size = len(rhs), len(problem.cost)
+    of_rows = len(problem.rhs) + len(equal)
+    multipliers = Problem(
+        cost=np.where(np.arange(count) < of_rows, 1.0, 0.01), offset=0.0,  # rather a bound more than a row
+        matrix=sparse.vstack([every_row.T, rhs[None, :]], format="csr"), sense=np.zeros(size + 1, dtype=np.int8),
+        rhs=np.concatenate((np.zeros(size), [-1.0])), lower=np.zeros(count), upper=np.full(count, np.inf),
+        integer=np.zeros(count, dtype=bool))
+    answer = probe.solve(multipliers)
+    if answer is None or answer.x is None:
+        return [], []
+    used = answer.x > 1e-7 * answer.x.max()
+    chosen = np.flatnonzero(used[:of_rows])
+    support = sorted({int(i) for i in np.concatenate((np.arange(len(problem.rhs)), equal))[chosen]})
+    low, high = np.split(used[of_rows:], [len(lower)])
+    bounds: list[Bound] = [(j, "lower") for j in lower[low].tolist()] + [(j, "upper") for j in upper[high].tolist()]
+    return (support, sorted(bounds)) if probe.infeasible(_with_bounds(problem, support, bounds)) else ([], [])
+
+
+def _integer_clash(problem: Problem, probe: _Probe) -> tuple[list[int], list[Bound]]:
+    """Rows and bounds that cannot hold together in whole numbers."""
+    rows = _filtered_rows(problem, probe)
+    return _by_deletion(problem, rows, _finite_bounds(problem, rows), probe)
+
+
+def _filtered_rows(problem: Problem, probe: _Probe) -> list[int]:
+    """Rows that clash, found by making those that break unbreakable; not yet irreducible."""
     every = list(range(len(problem.rhs)))
-    if not problem.integer.any():
-        answer = probe.solve(_elastic(problem, every))
-        if answer is not None and answer.row_duals is not None:
-            priced = np.flatnonzero(abs(answer.row_duals) * _units(problem) > 1e-7).tolist()
-            if probe.infeasible(problem.only_rows(priced)):
-                return list(priced)
     held: set[int] = set()
     while len(held) < len(every):
         soft = [i for i in every if i not in held]
@@ -236,13 +289,14 @@ def _clashing_rows(problem: Problem, probe: _Probe) -> list[int]:
     return every
 
 
-def _irreducible(items: Sequence[T], clashes: Callable[[list[T]], bool]) -> list[T]:
-    """A subset of clashing ``items`` that clashes and of which nothing can be spared (if ``clashes`` always knows)."""
+def _irreducible(items: Sequence[T], clashes: Callable[[list[T]], bool], probe: _Probe) -> list[T]:
+    """A subset of clashing ``items`` that clashes and of which nothing can be spared (if ``probe`` stays sure)."""
 
     def needed(background: list[T], candidates: Sequence[T], *, grown: bool) -> list[T]:
-        if grown and clashes(background):
+        if grown and not probe.spent() and clashes(background):
             return []
-        if len(candidates) == 1:
+        if len(candidates) == 1 or probe.spent():
+            probe.unsure = probe.unsure or probe.spent()
             return list(candidates)
         half = len(candidates) // 2
         first, second = candidates[:half], candidates[half:]
@@ -253,23 +307,34 @@ def _irreducible(items: Sequence[T], clashes: Callable[[list[T]], bool]) -> list
     return needed([], items, grown=True) if items else []
 
 
-def _needed_bounds(problem: Problem, rows: Sequence[int], probe: _Probe) -> list[Bound]:
-    """The bounds without which ``rows`` could hold together."""
-    part = problem.only_rows(rows)
-    columns = np.unique(part.matrix.indices)
-    core = replace(part, matrix=part.matrix[:, columns], cost=part.cost[columns], lower=part.lower[columns],
-                   upper=part.upper[columns], integer=part.integer[columns])
-    sides: tuple[Literal["lower", "upper"], ...] = ("lower", "upper")
-    finite: list[Bound] = [(k, side) for side in sides
-                           for k in np.flatnonzero(np.isfinite(getattr(core, side))).tolist()]
+def _by_deletion(problem: Problem, rows: list[int], bounds: list[Bound],
+                 probe: _Probe) -> tuple[list[int], list[Bound]]:
+    """Those of ``rows`` and ``bounds``, which clash, that a clash needs."""
+    needed = sorted(_irreducible(rows, lambda some: probe.infeasible(_with_bounds(problem, some, bounds)),
+                                 probe))
+    touched = set(problem.only_rows(needed).matrix.indices.tolist())
+    near = [b for b in bounds if b[0] in touched]
+    return needed, sorted(_irreducible(near, lambda some: probe.infeasible(_with_bounds(problem, needed, some)),
+                                       probe))
 
-    def clashes(some: list[Bound]) -> bool:
-        kept = {side: [k for k, s in some if s == side] for side in sides}
-        lower, upper = np.full(len(columns), -math.inf), np.full(len(columns), math.inf)
-        lower[kept["lower"]], upper[kept["upper"]] = core.lower[kept["lower"]], core.upper[kept["upper"]]
-        return probe.infeasible(replace(core, lower=lower, upper=upper))
 
-    return sorted((int(columns[k]), side) for k, side in _irreducible(finite, clashes))
+def _finite_bounds(problem: Problem, rows: Sequence[int]) -> list[Bound]:
+    """All bounds of the variables in ``rows``."""
+    columns = np.unique(problem.only_rows(rows).matrix.indices)
+    lower, upper = np.isfinite(problem.lower[columns]), np.isfinite(problem.upper[columns])
+    return [(j, "lower") for j in columns[lower].tolist()] + [(j, "upper") for j in columns[upper].tolist()]
+
+
+def _with_bounds(problem: Problem, rows: Sequence[int], bounds: Sequence[Bound]) -> Problem:
+    """``rows`` over the variables that occur in them or in ``bounds``, no other bound holding."""
+    part = problem.only_rows(sorted(rows))
+    columns = np.unique(np.concatenate((part.matrix.indices, np.array([j for j, _ in bounds], dtype=np.intp))))
+    held: dict[str, Ints] = {side: np.array([j for j, s in bounds if s == side], dtype=np.intp)
+                             for side in ("lower", "upper")}
+    lower, upper = np.full(len(problem.cost), -math.inf), np.full(len(problem.cost), math.inf)
+    lower[held["lower"]], upper[held["upper"]] = problem.lower[held["lower"]], problem.upper[held["upper"]]
+    return replace(part, matrix=part.matrix[:, columns], cost=part.cost[columns], lower=lower[columns],
+                   upper=upper[columns], integer=part.integer[columns])
 
 
 def _bound_text(model: Model, problem: Problem, bound: Bound) -> str:

@@ -209,6 +209,8 @@ class Affine:
 
     def __mul__(self, other: ArrayLike) -> Affine:
         values = _numbers(other)
+        if not np.isfinite(values).all():
+            raise ValueError("a coefficient is not finite")
         shape = np.broadcast_shapes(self.shape, values.shape)
         spread, factors = self._spread(shape), np.broadcast_to(values, shape).ravel()
         axes = _merged(self.axes, tuple(map(Axis, values.shape)), shape)

@@ -42,8 +42,6 @@ def _search(g: Any, model: Any, problem: Problem, *, limits: Limits, start: Floa
     codes, status = g.GRB.Callback, g.GRB.Status
     model.Params.MIPGap, model.Params.MIPGapAbs, model.Params.Seed = limits.gap, 0.0, limits.seed
     model.Params.IntFeasTol = 1e-6
-    if math.isfinite(limits.time_s):
-        model.Params.TimeLimit = limits.time_s
     x = model.addMVar(len(problem.cost), lb=problem.lower, ub=problem.upper, obj=problem.cost,
                       vtype=np.where(problem.integer, "I", "C"))
     model.ObjCon = problem.offset
@@ -51,6 +49,9 @@ def _search(g: Any, model: Any, problem: Problem, *, limits: Limits, start: Floa
         rows = model.addMConstr(problem.matrix, x, np.array(["<", "=", ">"])[problem.sense + 1], problem.rhs)
     if start is not None and problem.integer.any():
         x.Start = np.where(np.isnan(start), g.GRB.UNDEFINED, start)
+
+    if math.isfinite(limits.deadline):
+        model.Params.TimeLimit = limits.left_s()
 
     def hear(running: Any, where: int) -> None:
         if where == codes.MIP:
@@ -63,6 +64,8 @@ def _search(g: Any, model: Any, problem: Problem, *, limits: Limits, start: Floa
         return Answer(claim="infeasible")
     if model.Status in (status.INF_OR_UNBD, status.UNBOUNDED):
         return Answer(claim="infeasible or unbounded")
+    if model.Status == status.INTERRUPTED:  # Gurobi hears Ctrl-C itself, before we do
+        watch.stopping.set()
     stopped = (status.TIME_LIMIT, status.INTERRUPTED, status.SUBOPTIMAL)
     if model.Status not in (status.OPTIMAL, *stopped):
         raise SolverError(f"Gurobi ended with status {model.Status}", where="gurobi")

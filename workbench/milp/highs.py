@@ -48,10 +48,11 @@ def _direct(h: Any, problem: Problem, limits: Limits, start: Floats | None, watc
     options.random_seed = limits.seed
     options.mip_rel_gap = limits.gap
     options.mip_abs_gap = 0.0  # the default, 1e-6, is the whole objective of a plan that takes a microsecond
-    if math.isfinite(limits.time_s):
-        options.time_limit = limits.time_s
+    lp = _highs_lp(h, problem)
+    if math.isfinite(limits.deadline):
+        options.time_limit = limits.left_s()
     engine.passOptions(options)
-    if engine.passModel(_highs_lp(h, problem)) == h.HighsStatus.kError:
+    if engine.passModel(lp) == h.HighsStatus.kError:
         raise SolverError("HiGHS refused the model", where="highs")
     whole = bool(problem.integer.any())
     if start is not None and whole:
@@ -110,8 +111,8 @@ def _public_mip(problem: Problem, limits: Limits) -> Answer:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     options: dict[str, Any] = {"mip_rel_gap": limits.gap, "mip_abs_gap": 0.0, "random_seed": limits.seed}
-    if math.isfinite(limits.time_s):
-        options["time_limit"] = limits.time_s
+    if math.isfinite(limits.deadline):
+        options["time_limit"] = limits.left_s()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # milp hands options it does not know to HiGHS, and says so
         found = milp(problem.cost, integrality=problem.integer.astype(int),
@@ -131,7 +132,7 @@ def _public_lp(problem: Problem, limits: Limits) -> Answer:
     signed = problem.matrix.multiply(sign[:, None]).tocsr()
     found = linprog(problem.cost, A_ub=signed[~equal], b_ub=(sign * problem.rhs)[~equal], A_eq=problem.matrix[equal],
                     b_eq=problem.rhs[equal], bounds=np.column_stack((problem.lower, problem.upper)), method="highs",
-                    options={"time_limit": limits.time_s} if math.isfinite(limits.time_s) else {})
+                    options={"time_limit": limits.left_s()} if math.isfinite(limits.deadline) else {})
     claim = _public_claim(found)
     if claim != "proven":
         return Answer(claim=claim)

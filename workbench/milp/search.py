@@ -24,11 +24,18 @@ POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """When a search may stop: wall time left (``inf`` for none), relative gap, and the seed of its tie-breaks."""
+    """When a search may stop: a moment of ``time.perf_counter`` (``inf`` for none), a relative gap; and its seed.
 
-    time_s: float
+    A moment rather than a duration, because handing a large model over takes its share of the time.
+    """
+
+    deadline: float
     gap: float
     seed: int
+
+    def left_s(self) -> float:
+        """Time left, at least a hundredth of a second (some solvers take 0 for no limit)."""
+        return max(self.deadline - time.perf_counter(), 0.01)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,7 +170,7 @@ def solve(model: Model, *, solver: str = "highs", time_limit_s: float | None = 6
         return f"row {model.row_names()[row]!r}"
 
     watch = Watch()
-    limits = Limits(time_s=math.inf if time_limit_s is None else time_limit_s, gap=gap, seed=seed)
+    limits = Limits(deadline=math.inf if time_limit_s is None else begin + time_limit_s, gap=gap, seed=seed)
     answer = minimise(search, problem, limits=limits, start=known, scaled=SOLVERS[solver].scaled, watch=watch,
                       tell=told, row_name=row_name)
     if answer.x is None and watch.stopping.is_set():
@@ -212,7 +212,7 @@ def minimise(search: Search, problem: Problem, *, limits: Limits, start: Floats 
     Raises:
         SolverError: the back-end broke or returned an infeasible point.
     """
-    watch, deadline = watch or Watch(), time.perf_counter() + limits.time_s
+    watch = watch or Watch()
     effective = np.isfinite(problem.rhs)
     if not effective.all():
         place = np.flatnonzero(effective)
@@ -240,8 +240,7 @@ def minimise(search: Search, problem: Problem, *, limits: Limits, start: Floats 
 
     answer = watched(lambda: search(posed, limits, start, watch), watch, rescaled)
     if answer.claim == "infeasible or unbounded" and posed.cost.any():
-        left = replace(limits, time_s=max(deadline - time.perf_counter(), 1.0))
-        exists = watched(lambda: search(posed.feasibility(), left, None, watch), watch, None)
+        exists = watched(lambda: search(posed.feasibility(), _at_least(limits, 1.0), None, watch), watch, None)
         return Answer(claim="infeasible") if exists.claim == "infeasible" else answer
     if answer.claim == "infeasible or unbounded":  # with nothing to optimise there is nothing unbounded
         return Answer(claim="infeasible")
@@ -297,7 +296,7 @@ def _checked(problem: Problem, x: Floats, limits: Limits, row_name: Callable[[in
     if violation > FEASIBILITY_TOLERANCE and problem.integer.any() and not problem.integer.all():
         fixed = replace(problem.without_integrality(), lower=np.where(problem.integer, x, problem.lower),
                         upper=np.where(problem.integer, x, problem.upper))
-        answer = search_by("highs")(fixed, replace(limits, time_s=max(limits.time_s, 1.0)), None, Watch())
+        answer = search_by("highs")(fixed, _at_least(limits, 2.0), None, Watch())
         if answer.x is not None:
             x = np.clip(np.where(problem.integer, x, answer.x), problem.lower, problem.upper)
             violation, where = problem.worst_violation(x)
@@ -307,6 +306,11 @@ def _checked(problem: Problem, x: Floats, limits: Limits, row_name: Callable[[in
                           hint="scale the data so that coefficients lie within a few powers of ten of 1, "
                                "or use another solver: " + ", ".join(SOLVERS))
     return x
+
+
+def _at_least(limits: Limits, seconds: float) -> Limits:
+    """The same limits with a little time in any case, for work without which the result would be lost."""
+    return replace(limits, deadline=max(limits.deadline, time.perf_counter() + seconds))
 
 
 def _with_start(problem: Problem, answer: Answer, start: Floats | None) -> Answer:

@@ -96,26 +96,26 @@ class Replica:
         self._waiting.append(request)
 
     def advance(self, until: int) -> None:
-        """Take every decision that falls before ``until``."""
-        while self.next < until:
-            self._decide()
+        """Take every decision that falls before ``until``.
 
-    def _decide(self) -> None:
-        """Compose the next iteration, or plan a stretch of alike ones, from what is known at ``next``."""
-        if self._planned:
-            self._commit()
-        draining = self._draining
-        if draining and draining[0][0] <= self._step:
-            self._release(self._step)
-        growth = self._growing[self._step % self._block]
-        if growth > self._free:
-            self._preempting_iteration()
-        elif self._waiting or self._partial >= 0:
-            self._prompt_iteration(growth)
-        elif self._n:
-            self._plan()
-        else:
-            self._idle()
+        A decision composes the next iteration, or plans a stretch of alike ones, from what is known at ``next``.
+        """
+        waiting, growing, size = self._waiting, self._growing, self._block
+        while self.next < until:
+            if self._planned:
+                self._commit()
+            step = self._step
+            if self._draining and self._draining[0][0] <= step:
+                self._release(step)
+            growth = growing[step % size]
+            if growth > self._free:
+                self._preempting_iteration()
+            elif waiting or self._partial >= 0:
+                self._prompt_iteration(growth)
+            elif self._n:
+                self._plan()
+            else:
+                self._idle()
 
     def _idle(self) -> None:
         """Nothing to run: wait for the iteration in flight, if any, and then for an arrival."""
@@ -208,10 +208,11 @@ class Replica:
             if planned < self._planned:
                 # The iteration in flight at the decision may be the first of the next piece.
                 following = self._pieces[at + 1:at + 2] if here + self._lag > count else []
-                self._pieces[at:] = [(first, increment, min(here + self._lag, count)),
-                                     *((f, d, 1) for f, d, _ in following)]
+                here = min(here + self._lag, count)
+                self._pieces[at:] = [(first, increment, here), *[(f, d, 1) for f, d, _ in following]]
                 self._planned = planned
-                self._planned_ticks = sum(c * f + d * (c * (c - 1) >> 1) for f, d, c in self._pieces)
+                self._planned_ticks = (elapsed - self._end + here * first + increment * (here * (here - 1) >> 1)
+                                       + (following[0][0] if following else 0))
             return
 
     def _commit(self) -> None:
@@ -226,7 +227,11 @@ class Replica:
             self._take(early - self._grown)
             self._grown = early
             self._release(step + 1)
-        blocks = self._growth(count) - self._grown
+        at = step % self._block
+        if count <= self._block - at:
+            blocks = sum(self._growing[at:at + count]) - self._grown
+        else:
+            blocks = self._growth(count) - self._grown
         if blocks:
             self._take(blocks)
         self._grown = self._planned = 0
@@ -337,20 +342,27 @@ class Replica:
         finished = []
         while heap and heap[0] < bound:
             request = heappop(heap) % many
-            if not self._stale or ends.get(request) == last:
-                self._leave(request)
-                finished.append(request)
-            else:
+            if self._stale and ends.get(request) != last:
                 self._stale -= 1
-        finished += [request for request in entering if self._enter(request, last)]
+                continue
+            del ends[request]
+            total = self.ledger.total[request]
+            self._n -= 1
+            self._context -= total
+            self._growing[(last + 1 - total) % self._block] -= 1
+            finished.append(request)
+        if entering:
+            finished += [request for request in entering if self._enter(request, last)]
         if not finished:
             return
         if len(finished) > 1 and self._pool is not None:
             place = {request: at for at, request in enumerate(self._running)}
             finished.sort(key=place.__getitem__)
-        due = self._step + self._lag
+        due, end, ledger = self._step + self._lag, self._end, self.ledger
         for request in finished:
-            self.ledger.finished(request, self._end)
+            ledger.finish[request] = end // TICKS_PER_PS
+            if ledger.done is not None:
+                heappush(ledger.done, (end, request))
             self._draining.append((due, request))
 
     def _enter(self, request: int, step: int) -> bool:
@@ -372,7 +384,7 @@ class Replica:
         return False
 
     def _leave(self, request: int) -> int:
-        """Take a decoding request out of the batch; its computed tokens."""
+        """Take a decoding request out of the batch before its end; its computed tokens."""
         last, total = self._last.pop(request), self.ledger.total[request]
         computed = total - 1 - last + self._step
         self._n -= 1
@@ -476,6 +488,10 @@ def _along(ramp: Ramp, *, n: int, context: int, count: int) -> list[tuple[int, i
 def _iterations_until(ticks: int, *, first: int, increment: int, most: int) -> int:
     """Fewest of ``most`` iterations that together last at least ``ticks``."""
     low, high = 0, most
+    if increment >= 0 and ticks > 0:
+        # None is shorter than the first, so no more than ``high``; none of those is longer than the last of them.
+        high = min(most, -(-ticks // first))
+        low = -(-ticks // (first + increment * (high - 1)))
     while low < high:
         middle = (low + high) >> 1
         if middle * first + increment * (middle * (middle - 1) >> 1) < ticks:

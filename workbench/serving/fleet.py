@@ -142,11 +142,12 @@ def _serve_watching(requests: Requests, fleet: Sequence[AnyReplica], ledger: Led
         while done and done[0][0] < now:
             finished = heappop(done)[1]
             groups.finished(finished, on[finished])
-        replica = fleet[groups.choose(request)]
+        chosen = groups.choose(request)
+        replica = fleet[chosen]
         before = replica.next
         replica.deliver(request, now)
         if replica.next != before:
-            heappush(agenda, (replica.next, replica.index))
+            heappush(agenda, (replica.next, chosen))
 
 
 def _served(requests: Requests, replicas: Sequence[ReplicaSpec], fleet: Sequence[AnyReplica],

@@ -8,14 +8,13 @@ Columns are flat machine integers, not objects, so that a million requests fit i
 from __future__ import annotations
 
 from array import array
-from heapq import heappush
 from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.serving.workload import TICKS_PER_PS, Requests
+from workbench.serving.workload import Requests
 
 __all__ = ["NEVER", "Ledger", "StretchSums", "column", "pack_stretch", "stretches", "sums"]
 
@@ -52,12 +51,6 @@ class Ledger:
         else:
             self.long_gaps.append(ticks)
 
-    def finished(self, request: int, ticks: int) -> None:
-        """The last token of ``request`` came at ``ticks``."""
-        self.finish[request] = ticks // TICKS_PER_PS
-        if self.done is not None:
-            heappush(self.done, (ticks, request))
-
 
 def column(values: array[int]) -> NDArray[Any]:
     """The array's own memory as a numpy column."""
@@ -81,17 +74,15 @@ class StretchSums(NamedTuple):
 
 def sums(rows: NDArray[np.int64]) -> StretchSums:
     """Exact sums over stretches."""
-    n, ticks, increment, count, context = rows.T
+    n, ticks, increment, count, context = rows.astype(np.float64).T
+    longest = np.max(n * count * (ticks + np.abs(increment) * count) + count * (context + n * count), initial=0.0)
+    n, ticks, increment, count, context = (rows if longest < _LARGEST / 2 else rows.astype(object)).T
     pairs = count * (count - 1) // 2
     lasting = count * ticks + increment * pairs
     return StretchSums(iterations=_sum(count), busy_ticks=_sum(lasting), sequences_sum=_sum(n * count),
-                       sequence_ticks=_dot(n, lasting), context_sum=_sum(count * context + n * pairs))
+                       sequence_ticks=_sum(n * lasting), context_sum=_sum(count * context + n * pairs))
 
 
-def _sum(values: NDArray[np.int64]) -> int:
-    """Exact even where 64 bits would overflow."""
+def _sum(values: NDArray[Any]) -> int:
+    """Exact even where the sum of 64-bit numbers has more."""
     return (int((values >> 32).sum()) << 32) + int((values & 0xFFFFFFFF).sum())
-
-
-def _dot(small: NDArray[np.int64], large: NDArray[np.int64]) -> int:
-    return (int((small * (large >> 32)).sum()) << 32) + _sum(small * (large & 0xFFFFFFFF))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from heapq import heappush
 
 from workbench.errors import Infeasible
 from workbench.serving.records import NEVER, Ledger, pack_stretch
@@ -250,7 +251,9 @@ class StepwiseReplica:
                 self.ledger.single_gap(self._end - request.last_token)
             request.last_token = self._end
             if request.emitted == request.output:
-                self.ledger.finished(request.id, self._end)
+                self.ledger.finish[request.id] = self._end // TICKS_PER_PS
+                if self.ledger.done is not None:
+                    heappush(self.ledger.done, (self._end, request.id))
         self._in_flight.append((self._end, emitting))
         self.stretches += pack_stretch(n, ticks, 0, 1, context)
         self.prompt_tokens += sum(chunk.tokens for chunk in chunks)

@@ -1,0 +1,156 @@
+"""The compiled tile executor: built once for this processor with the system's C compiler, cached, called by ctypes.
+
+The library's name in the cache is the hash of its sources, flags and compiler, so processes and versions never mix.
+Without a compiler ``engine`` gives the numpy interpreter, whose ``name`` says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from executors.circuit.emit import Program
+from executors.circuit.interpreted import Interpreter
+from workbench.errors import NotBuilt
+
+__all__ = ["Compiled", "Engine", "build", "engine", "native_engine", "threads_available"]
+
+SOURCES = Path(__file__).with_name("native")
+COMMON = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math",
+          "-ffp-contract=fast")
+VECTOR_FLAGS: dict[int, tuple[str, ...]] = {
+    64: ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
+    32: ("-mavx2", "-mfma"),
+    16: (),
+}
+
+
+class Engine(Protocol):
+    """Runs programs on shards."""
+
+    name: str
+
+    def lanes(self, dtype: npt.DTypeLike) -> int:
+        """Log2 of the reals in one vector: programs must be emitted for it."""
+        ...
+
+    def run(self, program: Program, state: npt.NDArray[np.complexfloating], *, shard: int, threads: int
+            ) -> npt.NDArray[np.float64]:
+        """Run on the state in place; returns the seconds of every kernel."""
+        ...
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("address_bits", ctypes.c_int32), ("threads", ctypes.c_int32), ("precision", ctypes.c_int32),
+                ("pad", ctypes.c_int32), ("shard", ctypes.c_uint64), ("kernels", ctypes.c_int64),
+                ("kernel", ctypes.c_void_p), ("op", ctypes.c_void_p), ("reals", ctypes.c_void_p),
+                ("ints", ctypes.c_void_p), ("state", ctypes.c_void_p), ("seconds", ctypes.c_void_p))
+
+
+class Compiled:
+    """The shared library for one vector width."""
+
+    def __init__(self, vector_bytes: int) -> None:
+        self.vector_bytes = vector_bytes
+        self.name = f"compiled, {8 * vector_bytes}-bit vectors"
+        library = ctypes.CDLL(str(build(vector_bytes)))
+        self._run = library.run_program
+        self._run.argtypes = [ctypes.POINTER(_Header)]
+        self._run.restype = ctypes.c_int
+
+    def lanes(self, dtype: npt.DTypeLike) -> int:
+        """Log2 of the reals in one vector."""
+        return (self.vector_bytes // np.dtype(dtype).itemsize).bit_length() - 1
+
+    def run(self, program: Program, state: npt.NDArray[np.complexfloating], *, shard: int, threads: int
+            ) -> npt.NDArray[np.float64]:
+        """Run on the state in place; returns the seconds of every kernel.
+
+        Raises:
+            MemoryError: no room for the threads' tiles.
+        """
+        seconds = np.zeros(len(program.kernels))
+        assert state.flags.c_contiguous and state.size == 1 << program.address_bits
+        assert state.ctypes.data % 64 == 0, "states come from state.allocate"
+        header = _Header(program.address_bits, threads, program.dtype.itemsize, 0, shard, len(program.kernels),
+                         program.kernels.ctypes.data, program.ops.ctypes.data, program.reals.ctypes.data,
+                         program.ints.ctypes.data, state.ctypes.data, seconds.ctypes.data)
+        if self._run(ctypes.byref(header)):
+            raise MemoryError("no memory for the tiles of the executor's threads")
+        return seconds
+
+
+def threads_available() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def engine() -> Engine:
+    """The compiled executor for this processor, or the numpy interpreter (with a warning) without a C compiler."""
+    try:
+        return native_engine()
+    except NotBuilt as error:
+        warnings.warn(f"{error.message}: circuits run on the numpy interpreter, many times slower", stacklevel=2)
+        return Interpreter()
+
+
+@functools.cache
+def native_engine() -> Compiled:
+    """The compiled executor.
+
+    Raises:
+        NotBuilt: no C compiler, or it fails on the sources.
+    """
+    probe: Any = ctypes.CDLL(str(_compile("cpu.c", ())))
+    return Compiled(int(probe.vector_bytes()))
+
+
+def build(vector_bytes: int) -> Path:
+    """Path of the library for one vector width, compiled if the cache has none.
+
+    Raises:
+        NotBuilt: no C compiler, or it fails on the sources.
+    """
+    return _compile("tiles.c", (f"-DVECTOR_BYTES={vector_bytes}", "-DENTRY=run_program", *VECTOR_FLAGS[vector_bytes]))
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "planner-workbench" / "native"
+
+
+def _compile(source: str, flags: Sequence[str]) -> Path:
+    text = b"".join((SOURCES / name).read_bytes() for name in (source, "tile_ops.h"))
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    options = (*COMMON, *flags)
+    key = hashlib.sha256(text + repr((options, compiler, sys.platform, os.uname().machine)).encode()).hexdigest()[:16]
+    folder = cache_folder()
+    target = folder / f"{Path(source).stem}-{key}.so"
+    if target.exists():
+        return target
+    if compiler is None:
+        raise NotBuilt("no C compiler found for the tile executor", hint="install gcc or clang, or set CC")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        made = Path(work) / target.name
+        done = subprocess.run([compiler, *options, str(SOURCES / source), "-o", str(made)], capture_output=True,
+                              text=True, check=False)
+        if done.returncode:
+            raise NotBuilt(f"the C compiler failed on {source}: {done.stderr.strip()[-400:]}", where=compiler)
+        made.replace(target)
+    return target

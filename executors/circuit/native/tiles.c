@@ -1,0 +1,194 @@
+/* Tile executor: runs a compiled program of tile kernels over an interleaved complex state, in place, on all threads.
+ *
+ * Compiled once an instruction set: -DVECTOR_BYTES=16|32|64 and -DENTRY=<symbol>, with the matching -m flags.
+ * The layouts of struct op and struct kernel are mirrored by the record types in native.py.
+ */
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define MAX_BITS 6
+#define MAX_HELD 32
+#define AHEAD 8 /* rows fetched ahead of the one being loaded */
+
+enum { OP_ROTATE_ROWS, OP_ROTATE_LANES, OP_MATRIX_ROW, OP_MATRIX_LANE, OP_DENSE_ROWS, OP_DENSE_MIXED, OP_DENSE_LANES,
+       OP_DENSE_ANY, OP_PHASE, OP_PERMUTE };
+
+struct op {
+    int32_t kind, bits, bit[MAX_BITS], flag, pad;
+    uint64_t control_mask, control_value;  /* tile coordinates (row bits; lane controls live in the coefficients) */
+    uint64_t outside_mask, outside_value;  /* address bits outside the tile, the shard's own number above them */
+    int64_t reals, ints, count;
+};
+
+struct kernel {
+    int32_t bits, run;      /* tile bits; how many of the low ones are the lowest address bits */
+    int64_t first, count;   /* operations */
+    uint64_t inside, empty; /* address bits in the tile; address bits still known to be zero on entry */
+    double scale;
+};
+
+/* i with a zero inserted at bit position b. */
+static inline long gap(long i, int b) {
+    const long low = (1L << b) - 1;
+    return ((i & ~low) << 1) | (i & low);
+}
+
+static inline long spread(long i, int held, const int *fixed) {
+    for (int k = 0; k < held; k++) i = gap(i, fixed[k]);
+    return i;
+}
+
+/* Row bits that an operation holds fixed (targets and controls), ascending; `lanes` = number of lane bits. */
+static int held_bits(const struct op *o, int lanes, int *fixed) {
+    uint64_t mask = o->control_mask >> lanes;
+    for (int k = 0; k < o->bits; k++)
+        if (lanes == 0 || o->kind != OP_MATRIX_LANE) mask |= 1ULL << o->bit[k];
+    int held = 0;
+    for (int b = 0; b < MAX_HELD; b++)
+        if ((mask >> b) & 1) fixed[held++] = b;
+    return held;
+}
+#define VB VECTOR_BYTES
+
+#define REAL float
+#define INT int32_t
+#define NAME(x) single_##x
+#define LW (VECTOR_BYTES == 64 ? 4 : VECTOR_BYTES == 32 ? 3 : 2)
+#include "tile_ops.h"
+#undef REAL
+#undef INT
+#undef NAME
+#undef LW
+
+#define REAL double
+#define INT int64_t
+#define NAME(x) double_##x
+#define LW (VECTOR_BYTES == 64 ? 3 : VECTOR_BYTES == 32 ? 2 : 1)
+#include "tile_ops.h"
+#undef REAL
+#undef INT
+#undef NAME
+#undef LW
+
+struct program {
+    int32_t address_bits, threads, precision, pad; /* amplitudes of this shard = 2^address_bits; 4 or 8 bytes a real */
+    uint64_t shard;                                 /* number of this shard: address bits above address_bits */
+    int64_t kernels;
+    const struct kernel *kernel;
+    const struct op *op;
+    const void *reals;
+    const int64_t *ints;
+    void *state;
+    double *seconds;                                /* out: wall time of every kernel */
+};
+
+struct team {
+    const struct program *p;
+    pthread_mutex_t lock;
+    pthread_cond_t turned;
+    int waiting, failed;
+    long generation;
+    long next;             /* next tile of the current kernel */
+    int64_t *offset;       /* row offsets of the current kernel */
+    double began;
+};
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static uint64_t deposit(uint64_t value, uint64_t mask) {
+    uint64_t result = 0;
+    for (; mask; mask &= mask - 1, value >>= 1)
+        if (value & 1) result |= mask & -mask;
+    return result;
+}
+
+static void prepare(struct team *team, long k) {
+    const struct kernel *kernel = team->p->kernel + k;
+    const uint64_t rows = kernel->inside & ~((1ULL << kernel->run) - 1);
+    for (int64_t r = 0; r < 1LL << (kernel->bits - kernel->run); r++) team->offset[r] = (int64_t)deposit((uint64_t)r, rows);
+    __atomic_store_n(&team->next, 0, __ATOMIC_RELAXED);
+    team->began = now();
+}
+
+/* Everyone waits; the last to arrive closes kernel k and opens the next. */
+static void turn(struct team *team, long k) {
+    pthread_mutex_lock(&team->lock);
+    const long mine = team->generation;
+    if (++team->waiting == team->p->threads) {
+        team->p->seconds[k] = now() - team->began;
+        if (k + 1 < team->p->kernels) prepare(team, k + 1);
+        team->waiting = 0;
+        team->generation++;
+        pthread_cond_broadcast(&team->turned);
+    } else {
+        while (team->generation == mine) pthread_cond_wait(&team->turned, &team->lock);
+    }
+    pthread_mutex_unlock(&team->lock);
+}
+
+static int64_t widest(const struct program *p) {
+    int64_t bits = 0;
+    for (int64_t k = 0; k < p->kernels; k++) if (p->kernel[k].bits > bits) bits = p->kernel[k].bits;
+    return bits;
+}
+
+static void *work(void *argument) {
+    struct team *team = argument;
+    const struct program *p = team->p;
+    const int64_t tile = 2LL * p->precision << widest(p);
+    void *scratch = 0;
+    if (posix_memalign(&scratch, 4096, (size_t)(2 * tile + 65536 + tile / 4))) scratch = 0;
+    if (!scratch) __atomic_store_n(&team->failed, 1, __ATOMIC_RELAXED);
+    for (int64_t k = 0; k < p->kernels; k++) {
+        const struct kernel *kernel = p->kernel + k;
+        const uint64_t all = (1ULL << p->address_bits) - 1;
+        const uint64_t across = all & ~kernel->inside & ~kernel->empty;
+        const long tiles = 1L << __builtin_popcountll(across);
+        for (;;) {
+            const long i = __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED);
+            if (i >= tiles || !scratch) break;
+            const uint64_t start = deposit((uint64_t)i, across), outside = start | p->shard << p->address_bits;
+            if (p->precision == 4)
+                single_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, scratch);
+            else
+                double_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, scratch);
+        }
+        turn(team, k);
+    }
+    free(scratch);
+    return 0;
+}
+
+/* Runs the program; 0, or 1 when memory or threads are short (the state is then undefined). */
+int ENTRY(const struct program *p) {
+    if (!p->kernels) return 0;
+    struct team team = {.p = p};
+    team.offset = malloc(sizeof(int64_t) << widest(p));
+    pthread_t *thread = malloc(sizeof(pthread_t) * (size_t)p->threads);
+    if (!team.offset || !thread) return 1;
+    pthread_mutex_init(&team.lock, 0);
+    pthread_cond_init(&team.turned, 0);
+    prepare(&team, 0);
+    struct program fewer = *p;
+    int started = 1;
+    pthread_mutex_lock(&team.lock);
+    while (started < p->threads && !pthread_create(&thread[started], 0, work, &team)) started++;
+    fewer.threads = started;
+    team.p = &fewer;
+    pthread_mutex_unlock(&team.lock);
+    work(&team);
+    for (int i = 1; i < started; i++) pthread_join(thread[i], 0);
+    pthread_mutex_destroy(&team.lock);
+    pthread_cond_destroy(&team.turned);
+    free(team.offset);
+    free(thread);
+    return team.failed;
+}

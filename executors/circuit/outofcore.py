@@ -1,0 +1,122 @@
+"""A plan on a state larger than memory: the state is a file, one shard at a time is in memory (the arena).
+
+A layout change costs nothing on its own: file address bits keep their wires, and a stage's arena gathers the shard's
+amplitudes from wherever its local bits lie. So every stage reads the whole state once and writes it once: traffic =
+stages x 2 x state. Before a shard is written, the wires that the next stage makes non-local move to the highest of the
+shard's own file bits, which keeps the contiguous pieces long. Plain file reads and writes, no memory map: resident
+memory is the arena and one buffer.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from executors.circuit.compiled import Engine, threads_available
+from executors.circuit.sharded import ShardedCode
+from executors.circuit.state import Placement, State, allocate, clear_empty
+
+__all__ = ["FileRun", "run_on_file"]
+
+
+@dataclass(slots=True)
+class FileRun:
+    """What a run on a file did. ``placement`` addresses the file."""
+
+    placement: Placement
+    read_bytes: int = 0
+    written_bytes: int = 0
+    stage_s: list[float] = field(default_factory=list)
+    smallest_piece_bytes: int = 1 << 62
+
+
+def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, threads: int | None = None) -> FileRun:
+    """Run from |0...0>; the state ends in ``path`` (2^n amplitudes, native byte order).
+
+    ``code`` must come from ``compile_plan`` for ``on``; the arena holds its 2^local_bits amplitudes.
+    """
+    kind = np.result_type(dtype, np.complex64)
+    arena = allocate(1 << code.local_bits, kind)
+    bits = code.local_bits
+    # file[w]: file address bit of wire w
+    file = {w: a for a, w in enumerate(code.stages[0].entry)}
+    run = FileRun(code.placement)
+    with path.open("w+b", buffering=0) as handle:
+        handle.truncate(kind.itemsize << code.qubits)
+        handle.write(np.ones(1, dtype=kind).tobytes())
+        for index, stage in enumerate(code.stages):
+            began = time.perf_counter()
+            own = [file[w] for w in stage.entry[:bits]]
+            others = [file[w] for w in stage.entry[bits:]]
+            following = code.stages[index + 1].entry[bits:] if index + 1 < len(code.stages) else ()
+            goal = _destinations(stage.exit[:bits], sorted(own), set(following))
+            for shard in range(code.shards):
+                base = sum((shard >> i & 1) << a for i, a in enumerate(others))
+                run.read_bytes += _transfer(handle.fileno(), arena, own, base, run, write=False)
+                if index or not shard:
+                    on.run(stage.program, arena, shard=shard, threads=threads or threads_available())
+                    clear_empty(arena, stage.empty)
+                run.written_bytes += _transfer(handle.fileno(), arena, goal, base, run, write=True)
+            file.update(dict(zip(stage.exit[:bits], goal, strict=True)))
+            run.stage_s.append(time.perf_counter() - began)
+    where = {a: file[w] for a, w in enumerate(code.stages[-1].exit)}
+    old = code.placement
+    flip = sum(1 << where[a] for a in where if old.flip >> a & 1)
+    run.placement = Placement(tuple(where[a] for a in old.address), flip, old.factor)
+    return run
+
+
+def _destinations(wires: Sequence[int], own: Sequence[int], leaving: set[int]) -> list[int]:
+    """File bit of each arena address: as in the arena, but wires about to leave trade with the highest that stay."""
+    order = list(wires)
+    top = len(order)
+    for i in reversed(range(len(order))):
+        if order[i] in leaving:
+            top -= 1
+            while order[top] in leaving and top > i:
+                top -= 1
+            order[i], order[top] = order[top], order[i]
+    place = {w: own[i] for i, w in enumerate(order)}
+    return [place[w] for w in wires]
+
+
+def _pieces(bits: Sequence[int], base: int) -> tuple[int, Iterator[tuple[int, int]]]:
+    """Contiguous run (log2) shared by arena and file, and (arena start, file start) of every run."""
+    run = 0
+    while run < len(bits) and bits[run] == run:
+        run += 1
+
+    def walk() -> Iterator[tuple[int, int]]:
+        # in file order, so that the device sees ascending offsets
+        ordered = sorted(range(run, len(bits)), key=lambda a: bits[a])
+        for i in range(1 << len(ordered)):
+            yield (sum(1 << a for k, a in enumerate(ordered) if i >> k & 1),
+                   base + sum(1 << bits[a] for k, a in enumerate(ordered) if i >> k & 1))
+
+    return run, walk()
+
+
+def _transfer(descriptor: int, arena: State, bits: Sequence[int], base: int, run: FileRun, *, write: bool) -> int:
+    """Move one shard between file and arena; bytes moved."""
+    length, pieces = _pieces(bits, base)
+    size = arena.itemsize
+    raw: npt.NDArray[np.uint8] = arena.view(np.uint8)
+    run.smallest_piece_bytes = min(run.smallest_piece_bytes, size << length)
+    done = 0
+    for here, there in pieces:
+        part = raw[here * size : (here + (1 << length)) * size].data
+        while part.nbytes:
+            count = os.pwrite(descriptor, part, there * size) if write else os.preadv(descriptor, [part], there * size)
+            if not count:
+                raise OSError(f"the state file ended at byte {there * size}")
+            done += count
+            part = part[count:]
+            there += count // size
+    return done

@@ -1,0 +1,196 @@
+"""One rank: its static order of tasks, receives posted before the step, sends kept alive until they are done.
+
+The rank never waits for a send while working, and waits for a receive only when a task needs it, so ranks that meet
+in different orders cannot block each other: what blocks is only what the plan's own order makes wait.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from executors.pipeline.messages import Message, ranks, table
+from executors.pipeline.modules import dtype_of
+from executors.pipeline.training import Replica
+from planners.pipeline.loaders import graph_of
+from planners.pipeline.problem import Plan, Problem
+from planners.pipeline.replay import ScheduledTask, schedule
+
+__all__ = ["Done", "execute"]
+
+
+@dataclass
+class Done:
+    """What a rank brings back: spans (name, start, end, stream) a step, peaks, gradients, weights, traffic."""
+
+    stage: int
+    replica: int
+    spans: list[list[tuple[str, float, float, str]]] = field(default_factory=list)
+    peak_samples: int = 0
+    peak_bytes: int = 0
+    messages: int = 0
+    sent_bytes: int = 0
+    losses: list[float] = field(default_factory=list)
+    gradients: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
+
+
+class _Paced:
+    """Stands in for a replica: sleeps as long as the plan predicts, and sends as many bytes."""
+
+    def __init__(self, problem: Problem, plan: Plan, stage: int) -> None:
+        self.into = [i for i, f in enumerate(plan.flows) if f.consumer == stage and f.bytes_per_sample]
+        self.out = [i for i, f in enumerate(plan.flows) if f.producer == stage and f.bytes_per_sample]
+        self.widths = {i: max(1, int(f.bytes_per_sample / 4)) for i, f in enumerate(plan.flows)}
+        mine, scale = plan.stages[stage], problem.run.time_scale
+        self.seconds = {"F": mine.forward_s * scale, "B": mine.backward_s * scale}
+        self.peak_bytes = 0
+
+    def columns(self, flow: int) -> int:
+        """Packed width of a flow in four-byte numbers."""
+        return self.widths[flow]
+
+    def forward(self, first: int, last: int, received: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Sleep; activations of the right size."""
+        time.sleep(self.seconds["F"])
+        return {i: torch.zeros(last - first, self.widths[i]) for i in self.out}
+
+    def backward(self, first: int, last: int, received: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Sleep; gradients of the right size."""
+        time.sleep(self.seconds["B"])
+        return {i: torch.zeros(last - first, self.widths[i]) for i in self.into}
+
+
+class _Worker:
+    def __init__(self, problem: Problem, plan: Plan, rank: int, group: Any) -> None:
+        self.problem, self.plan, self.group = problem, plan, group
+        self.stage, self.replica = ranks(plan)[rank]
+        self.done = Done(self.stage, self.replica)
+        self.mine = plan.stages[self.stage]
+        self.messages = table(problem, plan)[rank]
+        self.tasks = schedule(problem, plan)[self.stage]
+        self.computes = problem.run.mode == "compute"
+        self.part: Replica | _Paced = (Replica(problem, plan, graph_of(problem), self.stage) if self.computes
+                                       else _Paced(problem, plan, self.stage))
+        self.dtype = dtype_of(problem) if self.computes else torch.float32
+        self.patience = timedelta(seconds=problem.run.timeout_s)
+        self.jitter = random.Random(problem.run.seed * 1009 + rank)
+        self.waiting: dict[tuple[str, int], tuple[Any, torch.Tensor]] = {}
+        self.sends: list[tuple[Any, torch.Tensor]] = []
+
+    def step(self, number: int) -> None:
+        """One mini-batch."""
+        if isinstance(self.part, Replica):
+            self.part.begin(number)
+        self._post()
+        self.done.spans.append([])
+        dist.barrier()
+        in_flight = 0
+        for t in self.tasks:
+            if self.problem.run.jitter_s:
+                time.sleep(self.jitter.random() * self.problem.run.jitter_s)
+            self._task(t)
+            in_flight += (t.last - t.first) * (1 if t.kind == "F" else -1)
+            self.done.peak_samples = max(self.done.peak_samples, in_flight)
+        self._reduce()
+        for work, _ in self.sends:
+            work.wait(self.patience)
+        self.sends.clear()
+        self._update()
+
+    def _slice(self, t: ScheduledTask) -> tuple[int, int]:
+        size = (t.last - t.first) // len(self.mine.devices)
+        return t.first + self.replica * size, t.first + (self.replica + 1) * size
+
+    def _post(self) -> None:
+        """Post every receive of the step, so that no sender waits for this rank to come to it."""
+        for kind, flows, messages in (("F", self.part.into, self.messages.consumed),
+                                      ("B", self.part.out, self.messages.produced)):
+            for (flow, _), mine in messages.items():
+                if flow not in flows:
+                    continue
+                for m in mine:
+                    peer = m.producer if kind == "F" else m.consumer
+                    buffer = torch.empty(m.last - m.first, self.part.columns(flow), dtype=self.dtype)
+                    self.waiting[kind, m.number] = dist.irecv(buffer, src=peer, tag=m.tag(kind)), buffer
+
+    def _task(self, t: ScheduledTask) -> None:
+        first, last = self._slice(t)
+        came, goes = ((self.messages.consumed, self.messages.produced) if t.kind == "F" else
+                      (self.messages.produced, self.messages.consumed))
+        begun = time.perf_counter()
+        flows = self.part.into if t.kind == "F" else self.part.out
+        received = {i: self._gather(came[i, first], t.kind, first, last) for i in flows}
+        ready = time.perf_counter()
+        made = (self.part.forward if t.kind == "F" else self.part.backward)(first, last, received)
+        ended = time.perf_counter()
+        for i, packed in made.items():
+            for m in goes[i, first]:
+                self._send(m, t.kind, packed[m.first - first:m.last - first])
+        self.done.spans[-1] += [("wait", begun, ready, "wait"), (f"{t.kind} {t.first}", ready, ended, "compute")]
+
+    def _gather(self, messages: list[Message], kind: str, first: int, last: int) -> torch.Tensor:
+        parts = []
+        for m in messages:
+            work, buffer = self.waiting.pop((kind, m.number))
+            work.wait(self.patience)
+            parts.append((m.first, buffer))
+        parts.sort(key=lambda p: p[0])
+        return parts[0][1] if len(parts) == 1 else torch.cat([p for _, p in parts])
+
+    def _send(self, m: Message, kind: str, packed: torch.Tensor) -> None:
+        mine = packed.contiguous()
+        peer = m.consumer if kind == "F" else m.producer
+        self.sends.append((dist.isend(mine, dst=peer, tag=m.tag(kind)), mine))
+        self.done.messages += 1
+        self.done.sent_bytes += mine.numel() * mine.element_size()
+
+    def _reduce(self) -> None:
+        begun = time.perf_counter()
+        if not self.computes:
+            time.sleep(self.mine.all_reduce_s * self.problem.run.time_scale)
+        elif self.group is not None and isinstance(self.part, Replica):
+            for p in self.part.module.parameters():
+                dist.all_reduce(p.grad, group=self.group)
+        if self.group is not None or self.mine.all_reduce_s:
+            self.done.spans[-1].append(("all-reduce", begun, time.perf_counter(), "compute"))
+
+    def _update(self) -> None:
+        if isinstance(self.part, Replica):
+            self.done.peak_bytes = self.part.peak_bytes
+            self.done.losses.append(self.part.loss)
+            if self.replica == 0:
+                self.done.gradients.append({k: g.float().numpy() for k, g in self.part.gradients().items()})
+            if self.part.optimizer is not None:
+                self.part.optimizer.step()
+
+
+def execute(problem: Problem, plan: Plan, rank: int, world: int) -> Done | None:
+    """This rank's part of the run; ``None`` if the plan does not use it. Every rank of the world must call it."""
+    torch.set_num_threads(1)
+    places = ranks(plan)
+    group = None
+    for x, s in enumerate(plan.stages):
+        if len(s.devices) > 1:
+            members = [r for r, (stage, _) in enumerate(places) if stage == x]
+            made = dist.new_group(members)
+            if rank in members:
+                group = made
+    worker = _Worker(problem, plan, rank, group) if rank < len(places) else None
+    for number in range(problem.run.steps):
+        if worker is not None:
+            worker.step(number)
+        else:
+            dist.barrier()
+    dist.barrier()
+    if worker is not None and isinstance(worker.part, Replica) and worker.replica == 0:
+        worker.done.weights = {f"{worker.part.graph.operators[int(v)].name}/{name}": p.detach().float().numpy()
+                               for v, module in worker.part.module.operators.items()
+                               for name, p in module.named_parameters()}
+    return None if worker is None else worker.done

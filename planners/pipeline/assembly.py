@@ -1,0 +1,210 @@
+"""From chosen stages to a plan (order, flows, devices, schedule, memory, times), and from a plan to words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from planners.pipeline.clock import Link, StageGraph, iteration_s
+from planners.pipeline.graph import bits
+from planners.pipeline.placing import place, together
+from planners.pipeline.pricing import Prices, ring_s, transfer_s
+from planners.pipeline.problem import Flow, Plan, Problem, Stage
+from planners.pipeline.search import Chosen
+from workbench.outcome import Metric
+from workbench.plan import Certificate, Status
+
+__all__ = ["Candidate", "Draft", "assemble", "candidate", "decision", "draft", "headline", "in_words", "predicted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Stages in topological order with k and what flows between them, before times."""
+
+    stages: tuple[Chosen, ...]
+    turns: tuple[int, ...]
+    flows: dict[tuple[int, int], float]
+    sequential: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A draft on devices, with its times; ``iteration_s`` is simulated."""
+
+    draft: Draft
+    devices: tuple[tuple[int, ...], ...]
+    graph: StageGraph
+    held: tuple[int, ...]
+    memory_bytes: tuple[float, ...]
+    flows: tuple[Flow, ...]
+    iteration_s: float
+
+
+def draft(prices: Prices, stages: Sequence[Chosen], *, sequential: bool, turns: Sequence[int] | None = None) -> Draft:
+    """Stages sorted topologically (a branch's stages together), with their flows; sequential chains them."""
+    owner = {v: x for x, s in enumerate(stages) for v in bits(s.mask)}
+    after: list[set[int]] = [set() for _ in stages]
+    waits = [0] * len(stages)
+    for u, v, _ in prices.graph.edges:
+        a, b = owner[u], owner[v]
+        if a != b and b not in after[a]:
+            after[a].add(b)
+            waits[b] += 1
+    ready = sorted((x for x in range(len(stages)) if not waits[x]), key=lambda x: -_first(stages[x].mask))
+    rank: list[int] = []
+    while ready:
+        x = ready.pop()
+        rank.append(x)
+        freed = []
+        for y in after[x]:
+            waits[y] -= 1
+            if not waits[y]:
+                freed.append(y)
+        ready += sorted(freed, key=lambda y: -_first(stages[y].mask))
+    assert len(rank) == len(stages), "the stages form a cycle"
+    ordered = tuple(stages[x] for x in rank)
+    place_of = {x: i for i, x in enumerate(rank)}
+    flows: dict[tuple[int, int], float] = {}
+    for x, ys in enumerate(after):
+        for y in ys:
+            flows[place_of[x], place_of[y]] = prices.graph.flow(stages[x].mask, stages[y].mask) or 0.0
+    if sequential:
+        for x in range(len(rank) - 1):
+            flows.setdefault((x, x + 1), 0.0)
+    kept = tuple(turns[x] for x in rank) if turns is not None else (1,) * len(rank)
+    return Draft(ordered, kept, dict(sorted(flows.items())), sequential)
+
+
+def _first(mask: int) -> int:
+    return (mask & -mask).bit_length() - 1
+
+
+def candidate(prices: Prices, found: Draft) -> Candidate | None:
+    """The draft placed and simulated; ``None`` when some stage does not fit its memory."""
+    cluster, batch = prices.cluster, prices.problem.batch_samples
+    stages = found.stages
+    devices = place([s.replicas for s in stages], found.flows, cluster)
+    blocking = prices.problem.transfers == "blocking"
+    forward, backward, reduce, links, flows = [], [], [], [], []
+    for s, mine in zip(stages, devices, strict=True):
+        f, g = prices.compute_s(s.mask, s.micro, s.replicas)
+        forward.append(f)
+        backward.append(g)
+        ring = cluster.inside if together(mine, cluster) else cluster.between
+        reduce.append(ring_s(prices.sums(s.mask).weight_bytes, s.replicas, ring))
+    for (u, v), size in found.flows.items():
+        near = together((*devices[u], *devices[v]), cluster)
+        link = cluster.inside if near else cluster.between
+        narrow = min(stages[u].replicas, stages[v].replicas)
+        there = transfer_s(size * stages[u].micro / narrow, link)
+        back = transfer_s(size * stages[v].micro / narrow, link)
+        if blocking:
+            forward[v] += transfer_s(size * stages[v].micro / narrow, link)
+            backward[u] += transfer_s(size * stages[u].micro / narrow, link)
+            there = back = 0.0
+        links.append(Link(u, v, there, back))
+        flows.append(Flow(producer=u, consumer=v, bytes_per_sample=size, link="inside" if near else "between"))
+    graph = StageGraph(batch, [s.micro for s in stages], list(found.turns), forward, backward, reduce, links)
+    held = graph.held()
+    memory = tuple(prices.memory_bytes(s.mask, i, s.replicas) for s, i in zip(stages, held, strict=True))
+    if any(m > cluster.memory_bytes * (1 + 1e-12) for m in memory):
+        return None
+    return Candidate(found, tuple(devices), graph, tuple(held), memory, tuple(flows), iteration_s(graph, held))
+
+
+def assemble(prices: Prices, best: Candidate, *, bound: float | None, planner: str, status: Status, seconds: float,
+             candidates: int) -> Plan:
+    """The plan of a candidate."""
+    problem, graph = prices.problem, best.graph
+    stages = []
+    for x, s in enumerate(best.draft.stages):
+        sums = prices.sums(s.mask)
+        stages.append(Stage(
+            operators=tuple(prices.graph.operators[v].name for v in bits(s.mask)), devices=best.devices[x],
+            micro_batch_samples=s.micro, forwards_per_turn=best.draft.turns[x], in_flight_samples=best.held[x],
+            forward_s=graph.forward_s[x], backward_s=graph.backward_s[x], all_reduce_s=graph.all_reduce_s[x],
+            weight_bytes=sums.weight_bytes, saved_bytes_per_sample=sums.saved_bytes + sums.received,
+            memory_bytes=best.memory_bytes[x]))
+    slowest = max((s.forward_s + s.backward_s) / s.micro_batch_samples + s.all_reduce_s / problem.batch_samples
+                  for s in stages)
+    certificate = Certificate(
+        objective=best.iteration_s, bound=None if bound is None else min(bound, best.iteration_s), sense="min",
+        unit="s", status=status, planner=planner, seconds=seconds)
+    return Plan(stages=tuple(stages), flows=best.flows, iteration_s=best.iteration_s, bottleneck_s_per_sample=slowest,
+                sequential=best.draft.sequential, candidates=candidates,
+                sources=prices.shares((s.mask, s.micro, s.replicas) for s in best.draft.stages),
+                certificate=certificate)
+
+
+def with_turns(found: Draft, x: int, turn: int) -> Draft:
+    """The draft with another k at stage ``x``."""
+    return replace(found, turns=(*found.turns[:x], turn, *found.turns[x + 1:]))
+
+
+def with_stage(found: Draft, x: int, stage: Chosen) -> Draft:
+    """The draft with other micro-batch or replicas at stage ``x`` (the operators stay)."""
+    return replace(found, stages=(*found.stages[:x], stage, *found.stages[x + 1:]))
+
+
+def depth(plan: Plan) -> int:
+    """Stages on the longest path."""
+    level = [1] * len(plan.stages)
+    for f in plan.flows:
+        level[f.consumer] = max(level[f.consumer], level[f.producer] + 1)
+    return max(level)
+
+
+def decision(plan: Plan) -> list[dict[str, Any]]:
+    """One row a stage: what it holds, where, and its schedule."""
+    before: list[list[str]] = [[] for _ in plan.stages]
+    for f in plan.flows:
+        before[f.consumer].append(str(f.producer))
+    return [{"stage": x, "after": " ".join(before[x]) or "-", "operators": _span(s.operators),
+             "devices": " ".join(map(str, s.devices)), "micro-batch": s.micro_batch_samples,
+             "schedule": f"{s.forwards_per_turn}F{s.forwards_per_turn}B", "in flight": s.in_flight_samples,
+             "ms a micro-batch": (s.forward_s + s.backward_s) * 1e3, "memory GB": s.memory_bytes / 1e9}
+            for x, s in enumerate(plan.stages)]
+
+
+def _span(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)})"
+
+
+def predicted(problem: Problem, plan: Plan) -> tuple[Metric, ...]:
+    """What the plan promises."""
+    used = sum(len(s.devices) for s in plan.stages)
+    busy = sum((problem.batch_samples // s.micro_batch_samples) * (s.forward_s + s.backward_s) * len(s.devices)
+               for s in plan.stages)
+    return (
+        Metric(name="iteration_s", value=plan.iteration_s, unit="s", about="Time of one mini-batch."),
+        Metric(name="samples_per_s", value=problem.batch_samples / plan.iteration_s, unit="samples/s",
+               about="Training throughput."),
+        Metric(name="bubble_share", value=1 - busy / (used * plan.iteration_s), unit="",
+               about="Share of the used devices' time without compute."),
+        Metric(name="peak_memory_bytes", value=max(s.memory_bytes for s in plan.stages), unit="bytes",
+               about="Largest memory of any device."),
+        Metric(name="stages", value=float(len(plan.stages)), unit="", about="Pipeline stages."),
+        Metric(name="depth", value=float(depth(plan)), unit="", about="Stages on the longest path."),
+        Metric(name="devices", value=float(used), unit="", about="Devices used."),
+    )
+
+
+def headline(plan: Plan) -> str:
+    """The plan in a few words."""
+    used = sum(len(s.devices) for s in plan.stages)
+    kind = "chained stages" if plan.sequential else "stages"
+    return f"{len(plan.stages)} {kind}, depth {depth(plan)}, on {used} devices"
+
+
+def in_words(plan: Plan) -> str:
+    """What to do, in sentences."""
+    sizes = sorted({s.micro_batch_samples for s in plan.stages})
+    turns = sorted({s.forwards_per_turn for s in plan.stages})
+    micro = f"micro-batches of {' and '.join(map(str, sizes))} samples"
+    schedule = " and ".join(f"{k}F{k}B" for k in turns)
+    wide = sum(len(s.devices) > 1 for s in plan.stages)
+    copies = f", {wide} of them replicated" if wide else ""
+    return (f"Cut the model into {len(plan.stages)} stages ({depth(plan)} deep) on "
+            f"{sum(len(s.devices) for s in plan.stages)} devices{copies}; run {micro} with {schedule} schedules. "
+            f"One mini-batch takes {plan.iteration_s * 1e3:.4g} ms.")

@@ -1,0 +1,94 @@
+"""Iteration time of a stage graph, quickly: the longest path through its static orders and messages.
+
+Every stage works through its kFkB order; a message leaves when its micro-batch is done, messages of one flow and
+direction follow each other, flows do not disturb one another. A consumer's micro-batch needs the producer's messages
+that cover its samples; gradients likewise. Ranks candidates; ``replay`` plays the chosen plan on the task-graph clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planners.pipeline.inflight import held_by_all, order
+
+__all__ = ["Link", "StageGraph", "iteration_s"]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A flow between two stages: seconds of one message forward (producer's micro-batch) and back (consumer's)."""
+
+    producer: int
+    consumer: int
+    forward_s: float
+    backward_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageGraph:
+    """Stages in topological order with the times of one micro-batch."""
+
+    batch: int
+    micro: Sequence[int]
+    turn: Sequence[int]
+    forward_s: Sequence[float]
+    backward_s: Sequence[float]
+    all_reduce_s: Sequence[float]
+    links: Sequence[Link]
+
+    def held(self) -> list[int]:
+        """In-flight samples by the rule (R)."""
+        after: list[list[int]] = [[] for _ in self.micro]
+        for link in self.links:
+            after[link.producer].append(link.consumer)
+        return held_by_all(self.micro, self.turn, after, self.batch)
+
+
+def iteration_s(graph: StageGraph, held: Sequence[int]) -> float:
+    """Seconds from the first forward to the last all-reduce; infinite when the orders wait on each other."""
+    n = len(graph.micro)
+    orders = [order(graph.batch, graph.micro[x], graph.turn[x], held[x]) for x in range(n)]
+    into: list[list[tuple[list[float], int]]] = [[] for _ in range(n)]
+    back: list[list[tuple[list[float], int]]] = [[] for _ in range(n)]
+    sends: list[list[tuple[list[float], float, int]]] = [[] for _ in range(n)]
+    returns: list[list[tuple[list[float], float, int]]] = [[] for _ in range(n)]
+    for link in graph.links:
+        u, v = link.producer, link.consumer
+        there: list[float] = []
+        here: list[float] = []
+        into[v].append((there, graph.micro[u]))
+        back[u].append((here, graph.micro[v]))
+        sends[u].append((there, link.forward_s, v))
+        returns[v].append((here, link.backward_s, u))
+    at, now = [0] * n, [0.0] * n
+    awake = list(range(n))
+    while awake:
+        x = awake.pop()
+        tasks, i, clock = orders[x], at[x], now[x]
+        micro, forward, backward = graph.micro[x], graph.forward_s[x], graph.backward_s[x]
+        rouse = set()
+        while i < len(tasks):
+            kind, m = tasks[i]
+            end = (m + 1) * micro
+            start = clock
+            for arrivals, size in into[x] if kind == "F" else back[x]:
+                k = -(-end // size) - 1
+                if k >= len(arrivals):
+                    break
+                if arrivals[k] > start:
+                    start = arrivals[k]
+            else:
+                clock = start + (forward if kind == "F" else backward)
+                for arrivals, seconds, y in sends[x] if kind == "F" else returns[x]:
+                    leaves = arrivals[-1] if arrivals and arrivals[-1] > clock else clock
+                    arrivals.append(leaves + seconds)
+                    rouse.add(y)
+                i += 1
+                continue
+            break
+        at[x], now[x] = i, clock
+        awake.extend(y for y in rouse if at[y] < len(orders[y]))
+    if any(at[x] < len(orders[x]) for x in range(n)):
+        return float("inf")
+    return max(now[x] + graph.all_reduce_s[x] for x in range(n))

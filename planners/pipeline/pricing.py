@@ -1,0 +1,223 @@
+"""What a set of operators costs as a stage: compute by local batch, transfers, all-reduce, memory.
+
+    TPS(S, b, d) = max( [f(b/d) + g(b/d)] / b, bytes in / b, bytes out / b ) + all_reduce(W, d) / B      overlapped
+with the transfers added to the compute when they block. f and g come from tables or kernels at the *local* batch b/d;
+seconds a sample are multiplied only where the source knows nothing else. A backward gemm is two gemms (gradients of
+input and of weight). all_reduce is a ring: 2(d-1)(alpha + W/(d beta)). Replicas take equal slices, so d divides b.
+    memory(S, i, d) = W (2 + optimizer copies) + (i/d)(saved + received bytes) + workspace
+While the neighbours of a stage are unknown, links are taken to be the slow ones unless one machine holds all devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from planners.pipeline.graph import OperatorGraph, bits
+from planners.pipeline.problem import Cluster, Kernel, LinkRate, Operator, Problem
+from workbench.costs import SOURCES, CostModel, CountedCosts, Floats, Source
+from workbench.errors import MissingProfile
+
+__all__ = ["Option", "Prices", "ring_s", "transfer_s"]
+
+
+def ring_s(weight_bytes: float, replicas: int, link: LinkRate) -> float:
+    """All-reduce of ``weight_bytes`` over ``replicas`` in a ring."""
+    if replicas == 1 or not weight_bytes:
+        return 0.0
+    return 2 * (replicas - 1) * (link.latency_s + weight_bytes / replicas / link.bytes_per_s)
+
+
+def transfer_s(size_bytes: float, link: LinkRate) -> float:
+    """One message; an order without data takes no time."""
+    return link.latency_s + size_bytes / link.bytes_per_s if size_bytes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A stage on ``replicas`` devices at one micro-batch: seconds per sample, and the in-flight samples that fit."""
+
+    replicas: int
+    seconds_per_sample: float
+    most_held: int
+
+
+@dataclass
+class Prices:
+    """Operators priced at every local batch that can occur; stages are sums over their operators.
+
+    Raises:
+        MissingProfile: an operator has no time at some local batch and the cost model cannot price it.
+    """
+
+    problem: Problem
+    graph: OperatorGraph
+    costs: CostModel
+    _stages: dict[int, _Sums] = field(default_factory=dict, repr=False)
+    _options: dict[tuple[int, int], tuple[Option, ...]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.cluster: Cluster = self.problem.cluster
+        self.copies = self.problem.weight_copies
+        self.room = self.cluster.memory_bytes - self.problem.workspace_bytes
+        self.edge_link = self.cluster.inside if self.one_machine else self.cluster.between
+        local = {b // d for b in self.problem.menu for d in self.replica_counts(b)}
+        self.local = tuple(sorted(local))
+        self.column = {n: i for i, n in enumerate(self.local)}
+        self._counted = CountedCosts(self.costs)
+        self._priced: dict[tuple[object, ...], tuple[Floats, Floats, np.ndarray]] = {}
+        rows = [self._times(o) for o in self.graph.operators]
+        self.forward = np.array([r[0] for r in rows])
+        self.backward = np.array([r[1] for r in rows])
+        self.ranks = np.array([r[2] for r in rows])
+
+    @property
+    def one_machine(self) -> bool:
+        """Whether the fast links connect all devices."""
+        return self.cluster.devices <= self.cluster.devices_per_machine
+
+    def replica_counts(self, micro: int) -> list[int]:
+        """Numbers of replicas that split a micro-batch evenly."""
+        return [d for d in range(1, min(micro, self.cluster.devices) + 1) if micro % d == 0]
+
+    def ring_link(self, replicas: int) -> LinkRate:
+        """Link of an all-reduce while the devices are not chosen."""
+        return self.cluster.inside if replicas <= self.cluster.devices_per_machine else self.cluster.between
+
+    def sums(self, mask: int) -> _Sums:
+        """Totals of a set of operators (kept for next time)."""
+        found = self._stages.get(mask)
+        if found is None:
+            rows = list(bits(mask))
+            operators = [self.graph.operators[v] for v in rows]
+            found = self._stages[mask] = _Sums(
+                forward=self.forward[rows].sum(axis=0), backward=self.backward[rows].sum(axis=0),
+                weight_bytes=sum(o.weight_bytes for o in operators),
+                saved_bytes=sum(o.saved_bytes_per_sample for o in operators),
+                received=self.graph.received(mask), sent=self.graph.sent(mask))
+        return found
+
+    def compute_s(self, mask: int, micro: int, replicas: int) -> tuple[float, float]:
+        """Forward and backward of one micro-batch, without transfers."""
+        sums, at = self.sums(mask), self.column[micro // replicas]
+        return float(sums.forward[at]), float(sums.backward[at])
+
+    def memory_bytes(self, mask: int, held: int, replicas: int) -> float:
+        """Peak on one device with ``held`` samples in flight."""
+        sums = self.sums(mask)
+        return (sums.weight_bytes * self.copies + held / replicas * (sums.saved_bytes + sums.received)
+                + self.problem.workspace_bytes)
+
+    def options(self, mask: int, micro: int) -> tuple[Option, ...]:
+        """Ways to run a set of operators at a micro-batch, fewest replicas first; those that never fit are left out."""
+        key = (mask, micro)
+        found = self._options.get(key)
+        if found is None:
+            found = self._options[key] = tuple(self._all_options(mask, micro))
+        return found
+
+    def _all_options(self, mask: int, micro: int) -> Iterable[Option]:
+        sums = self.sums(mask)
+        free = self.room - sums.weight_bytes * self.copies
+        each = sums.saved_bytes + sums.received
+        if free < 0:
+            return
+        for d in self.replica_counts(micro):
+            at = self.column[micro // d]
+            compute = float(sums.forward[at] + sums.backward[at])
+            come = transfer_s(sums.received * micro / d, self.edge_link)
+            leave = transfer_s(sums.sent * micro / d, self.edge_link)
+            busy = max(compute, come, leave) if self.problem.transfers == "overlapped" else compute + come + leave
+            seconds = busy / micro + ring_s(sums.weight_bytes, d, self.ring_link(d)) / self.problem.batch_samples
+            most = self.problem.batch_samples if not each else min(self.problem.batch_samples, int(free * d / each))
+            if most < micro:
+                continue
+            yield Option(d, seconds, most)
+
+    def shares(self, chosen: Iterable[tuple[int, int, int]]) -> dict[Source, float]:
+        """Share of the compute time of ``chosen`` (mask, micro-batch, replicas) by how it is known."""
+        seconds = dict.fromkeys(SOURCES, 0.0)
+        for mask, micro, replicas in chosen:
+            at = self.column[micro // replicas]
+            for v in bits(mask):
+                seconds[SOURCES[self.ranks[v, at]]] += float(self.forward[v, at] + self.backward[v, at]) / micro
+        total = sum(seconds.values())
+        return {s: t / total for s, t in seconds.items() if t} if total else {"analytic": 1.0}
+
+    def _times(self, o: Operator) -> tuple[Floats, Floats, np.ndarray]:
+        key = (tuple(sorted(o.forward_s.items())), tuple(sorted(o.backward_s.items())), o.forward_s_per_sample,
+               o.backward_s_per_sample, o.kernels, o.source)
+        if key not in self._priced:
+            self._priced[key] = self._price(o)
+        return self._priced[key]
+
+    def _price(self, o: Operator) -> tuple[Floats, Floats, np.ndarray]:
+        local = np.array(self.local, dtype=float)
+        if o.forward_s_per_sample is not None and o.backward_s_per_sample is not None:
+            ranks = np.full(len(local), SOURCES.index(o.source), dtype=np.int8)
+            return o.forward_s_per_sample * local, o.backward_s_per_sample * local, ranks
+        if o.forward_s:
+            forward, ranks = _table(o.name, "forward_s", o.forward_s, o.source, local)
+            backward, _ = _table(o.name, "backward_s", o.backward_s, o.source, local)
+            return forward, backward, ranks
+        if not o.kernels:
+            raise MissingProfile(f"operator {o.name!r} has neither times nor kernels", keys=[o.name],
+                                 hint="give forward_s and backward_s by local batch")
+        return self._kernels(o, local)
+
+    def _kernels(self, o: Operator, local: Floats) -> tuple[Floats, Floats, np.ndarray]:
+        forward, backward = np.zeros(len(local)), np.zeros(len(local))
+        ranks = np.zeros(len(local), dtype=np.int8)
+        if self.cluster.device is None:
+            raise MissingProfile(f"operator {o.name!r} is priced by kernels, and cluster.device names no device",
+                                 keys=[f"{o.name}: {k.op}" for k in o.kernels], next_command="wb schema pipeline")
+        for k in o.kernels:
+            calls = _calls(k, local)
+            for seconds, mine in ((forward, calls[:1]), (backward, calls[1:])):
+                for op, sizes in mine:
+                    found, rank = self._ask(op, sizes)
+                    seconds += k.count * found
+                    ranks = np.maximum(ranks, rank)
+        return forward, backward, ranks
+
+    def _ask(self, op: str, sizes: dict[str, Floats]) -> tuple[Floats, np.ndarray]:
+        device = str(self.cluster.device)
+        if op == "elementwise":
+            return self._counted.sweep(op, sizes, device=device)
+        return self._counted.sweep(op, sizes, device=device, dtype=self.cluster.dtype)
+
+
+def _calls(k: Kernel, local: Floats) -> list[tuple[str, dict[str, Floats]]]:
+    """A kernel's forward call, then its backward calls, at each local batch."""
+    if k.op == "elementwise":
+        return [("elementwise", {"bytes": k.bytes * local})] * 3
+    rows, columns, inner = k.rows * local, np.full_like(local, k.columns), np.full_like(local, k.inner)
+    return [("gemm", {"m": rows, "n": columns, "k": inner}),
+            ("gemm", {"m": rows, "n": inner, "k": columns}),
+            ("gemm", {"m": inner, "n": columns, "k": rows})]
+
+
+def _table(name: str, column: str, rows: Mapping[int, float], source: Source,
+           local: Floats) -> tuple[Floats, np.ndarray]:
+    """Given seconds by local batch, read at ``local``; between rows they are interpolated, beyond them refused."""
+    outside = [int(n) for n in local if not min(rows) <= n <= max(rows)]
+    if outside:
+        raise MissingProfile(f"operator {name!r}: {column} has no row for some local batches",
+                             keys=[f"{column}[{n}]" for n in outside],
+                             hint=f"given are {', '.join(map(str, sorted(rows)))}; or restrict micro_batches")
+    batches = np.array(sorted(rows), dtype=float)
+    seconds = np.interp(np.log(local), np.log(batches), [rows[int(n)] for n in batches])
+    given = np.isin(local, batches)
+    return seconds, np.where(given, SOURCES.index(source), max(SOURCES.index(source), SOURCES.index("interpolated")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    forward: Floats
+    backward: Floats
+    weight_bytes: float
+    saved_bytes: float
+    received: float
+    sent: float

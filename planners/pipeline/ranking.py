@@ -1,0 +1,143 @@
+"""From bottlenecks to plans: candidates of several bottlenecks and micro-batches, ranked by simulated iteration time.
+
+A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch only as long as that
+beats the best iteration found. The iteration falls and then rises with the micro-batch (less overhead, longer fill), so
+sizes are tried outwards from the most promising one. Improvement then changes one stage at a time (micro-batch, k,
+replicas on idle devices) and keeps what shortens the simulated iteration.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from planners.pipeline.assembly import Candidate, Draft, candidate, draft, with_stage, with_turns
+from planners.pipeline.decomposition import Node
+from planners.pipeline.pricing import Prices
+from planners.pipeline.search import Chosen, Probe, Work, smallest_bottleneck
+
+__all__ = ["Ranking", "improve", "rank"]
+
+_RISE = (1.05, 1.15, 1.4)
+_PATIENCE = 2
+# Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
+_WITHIN = 0.01
+_ROUNDS = 4
+
+
+@dataclass
+class Ranking:
+    """The best candidate so far and how many were simulated; after ``deadline`` nothing new is tried."""
+
+    prices: Prices
+    deadline: float
+    best: Candidate | None = None
+    tried: int = 0
+    _seen: set[object] = field(default_factory=set)
+
+    @property
+    def limit(self) -> float:
+        """Iteration to beat."""
+        return float("inf") if self.best is None else self.best.iteration_s
+
+    def late(self) -> bool:
+        """Whether the time is up (and there is something to return)."""
+        return self.best is not None and time.perf_counter() > self.deadline
+
+    def take(self, found: Draft) -> bool:
+        """Simulate a draft; whether it is the new best."""
+        key = (found.stages, found.turns, found.sequential)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        made = candidate(self.prices, found)
+        self.tried += 1
+        if made is None or made.iteration_s >= self.limit:
+            return False
+        self.best = made
+        return True
+
+
+def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
+    """Candidates of the menus of micro-batches (ascending): from the most promising one outwards, on each side until
+    ``_PATIENCE`` menus in a row find nothing better."""
+    prices, batch = ranking.prices, ranking.prices.problem.batch_samples
+    hopes = []
+    for menu in menus:
+        work = Work(prices, menu)
+        hopes.append((batch * max(work.of(root.mask) / prices.cluster.devices, work.largest_op), menu, work))
+    deep = min(_longest_path(prices), prices.cluster.devices)
+    guesses = [hope * (1 + (deep - 1) * menu[0] / batch) for hope, menu, _ in hopes]
+    start = min(range(len(menus)), key=guesses.__getitem__)
+    for side in (range(start, len(menus)), range(start - 1, -1, -1)):
+        failures = 0
+        for m in side:
+            before = ranking.limit
+            hope, menu, work = hopes[m]
+            if not ranking.late() and hope < before:
+                _one_menu(ranking, root, menu, work)
+            if math.isfinite(ranking.limit):
+                failures = 0 if ranking.limit < before else failures + 1
+            if failures == _PATIENCE:
+                break
+
+
+def _longest_path(prices: Prices) -> int:
+    """Operators on the longest path."""
+    length: list[int] = []
+    for reads in prices.graph.reads:
+        length.append(1 + max((length[u] for u, _ in reads), default=0))
+    return max(length)
+
+
+def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...], work: Work) -> None:
+    """Plans at the least bottleneck of a menu and somewhat above it."""
+    prices, batch = ranking.prices, ranking.prices.problem.batch_samples
+    found = smallest_bottleneck(prices, root, menu, within=_WITHIN, at_most=ranking.limit / batch)
+    if found is None:
+        return
+    least, probe = found
+    _take_front(ranking, probe)
+    floor = least
+    for rise in _RISE:
+        if batch * floor >= ranking.limit or ranking.late():
+            break
+        floor = least * rise
+        _take_front(ranking, Probe(prices, root, work, menu, floor))
+
+
+def _take_front(ranking: Ranking, probe: Probe) -> None:
+    for _, choice in probe.front().values():
+        ranking.take(draft(ranking.prices, probe.stages(choice), sequential=False))
+
+
+def improve(ranking: Ranking) -> None:
+    """Change single stages of the best plan while that helps."""
+    for _ in range(_ROUNDS):
+        if ranking.best is None or ranking.late():
+            return
+        before = ranking.limit
+        for x in range(len(ranking.best.draft.stages)):
+            if ranking.late():
+                return
+            for changed in _changes(ranking.prices, ranking.best.draft, x):
+                ranking.take(changed)
+        if ranking.limit >= before:
+            return
+
+
+def _changes(prices: Prices, found: Draft, x: int) -> Iterator[Draft]:
+    """Neighbours of a draft at stage ``x``."""
+    stage, turn = found.stages[x], found.turns[x]
+    problem = prices.problem
+    idle = prices.cluster.devices - sum(s.replicas for s in found.stages)
+    for b in problem.menu:
+        if stage.micro // 4 <= b <= stage.micro * 4:
+            for d in prices.replica_counts(b):
+                if (b, d) != (stage.micro, stage.replicas) and d <= stage.replicas + idle and d >= stage.replicas:
+                    yield with_stage(found, x, Chosen(stage.mask, b, d))
+    for k in range(1, problem.max_forwards_per_turn + 1):
+        if k != turn and k * stage.micro <= problem.batch_samples:
+            yield with_turns(found, x, k)

@@ -1,0 +1,170 @@
+"""Figures of the pipeline study: ``python -m tests.bench.pipeline [search|gap|ablation|branches|paced] …``.
+
+Times of searches are processor seconds of this process (the machine may be shared), medians of three. Everything about
+32 devices is simulated with analytic costs of a V100 (fp32); ratios only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from planners import pipeline
+from planners.pipeline.baselines import chained, pipedream
+from planners.pipeline.decomposition import Node
+from planners.pipeline.planning import priced
+from planners.pipeline.pricing import Prices
+from planners.pipeline.problem import Cluster, LinkRate, Model, Problem
+from planners.pipeline.ranking import Ranking, improve, rank
+from workbench.costs import CostModel, TableCosts, open_costs
+from workbench.errors import SolverError
+
+REPEATS = 3
+# Mini-batches: the paper's table is an image; these are ours.
+PAPER = {"multi-modal": 256, "dlrm": 4096, "candle-uno": 4096, "transformer": 256}
+
+
+def paper_problem(family: str, devices: int, batch: int, **sizes: int) -> Problem:
+    """A model of the paper on nodes of 4 V100 (16 GB), NVLink inside and 100 Gb/s between."""
+    return Problem(
+        model=Model(family=family, **sizes), batch_samples=batch,  # type: ignore[arg-type]
+        micro_batches=tuple(1 << p for p in range(batch.bit_length()) if 1 << p <= 512),
+        cluster=Cluster(devices=devices, devices_per_machine=4, memory_bytes=16e9, device="V100", dtype="fp32",
+                        inside=LinkRate(latency_s=1e-5, bytes_per_s=5e10),
+                        between=LinkRate(latency_s=1e-5, bytes_per_s=12.5e9)))
+
+
+def seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median processor seconds."""
+    took = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        took.append(time.process_time() - start)
+    return statistics.median(took)
+
+
+def searched(problem: Problem, costs: CostModel, search: Callable[[Ranking], None]) -> Ranking:
+    """A ranking after a search of a fresh problem."""
+    prices, _ = priced(problem, costs)
+    ranking = Ranking(prices, time.perf_counter() + 600)
+    search(ranking)
+    return ranking
+
+
+def search(costs: CostModel) -> None:
+    """Bar 1: seconds of every search."""
+    models = [(f, 32, {}) for f in PAPER] + [("candle-uno", 32, {"branches": 16}), ("multi-modal", 128, {}),
+                                             ("dlrm", 128, {}), ("candle-uno", 128, {}), ("transformer", 128, {})]
+    for family, devices, sizes in models:
+        problem = paper_problem(family, devices, PAPER[family], **sizes)
+        uniform = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-uniform", time_limit_s=600))
+        full = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph", time_limit_s=600), 3)
+        mixed = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-mixed", time_limit_s=600), 1)
+        theirs = seconds(lambda p=problem: searched(p, costs, pipedream), 3)
+        try:
+            refused = ""
+            downset = seconds(lambda p=problem: pipeline.plan(p, costs, planner="piper", time_limit_s=60), 1)
+        except SolverError as error:
+            refused, downset = error.message.split(":")[-1].strip(), float("nan")
+        print(f"search {family} {sizes or ''} on {devices}: uniform {uniform:.2f} s, graph {full:.2f} s, "
+              f"mixed {mixed:.2f} s, pipedream {theirs:.2f} s ({theirs / uniform:.1f}x), "
+              f"piper {downset:.2f} s {refused}", flush=True)
+
+
+def ablation(costs: CostModel) -> None:
+    """Bar 6: chained stages, parallel stages at the same micro-batch, and all free."""
+    for family, batch in ((f, b // share) for f, b in PAPER.items() for share in (4, 2, 1)):
+        problem = paper_problem(family, 32, batch)
+        prices, root = priced(problem, costs)
+        chain = Ranking(prices, time.perf_counter() + 600)
+        pipedream(chain)
+        free = _graph(prices, root, problem.menu)
+        if free.best is not None:
+            chained(chain, free.best.draft)
+        assert chain.best is not None
+        assert free.best is not None
+        b = chain.best.draft.stages[0].micro
+        same = _graph(prices, root, (b,))
+        improved = _graph(prices, root, problem.menu)
+        improve(improved)
+        one = [_one_device_each(problem, costs, name) for name in ("sequential", "graph")]
+        assert same.best is not None
+        print(f"ablation {family}, mini-batch {batch}: sequential {chain.limit * 1e3:.1f} ms (b {b}, "
+              f"{len(chain.best.draft.stages)} stages), parallel {chain.limit / same.limit:.2f}x, "
+              f"full {chain.limit / free.limit:.2f}x (b {free.best.draft.stages[0].micro}), "
+              f"improved {chain.limit / improved.limit:.2f}x; without replicas {one[0] / one[1]:.2f}x", flush=True)
+
+
+def _graph(prices: Prices, root: Node, menu: tuple[int, ...]) -> Ranking:
+    """Our uniform plans with micro-batches of ``menu``."""
+    ours = Ranking(prices, time.perf_counter() + 600)
+    rank(ours, root, [(b,) for b in menu])
+    return ours
+
+
+def _one_device_each(problem: Problem, costs: CostModel, kind: str) -> float:
+    """Iteration of one operator a stage, one device each, at the best micro-batch: chained or as a graph."""
+    from planners.pipeline.assembly import draft
+    from planners.pipeline.search import Chosen
+
+    prices, _ = priced(dataclasses.replace(problem, cluster=dataclasses.replace(problem.cluster, devices=64)), costs)
+    ranking = Ranking(prices, time.perf_counter() + 600)
+    for b in problem.menu:
+        stages = [Chosen(1 << v, b, 1) for v in range(len(prices.graph))]
+        ranking.take(draft(prices, stages, sequential=kind == "sequential"))
+    return ranking.limit
+
+
+def branches(costs: CostModel) -> None:
+    """Bar 6: CANDLE-Uno with 4, 8, 16 branches on as many devices, over PipeDream."""
+    for count in (4, 8, 16):
+        problem = paper_problem("candle-uno", count, 1024, branches=count)
+        ours = pipeline.plan(problem, costs, planner="graph").iteration_s
+        theirs = pipeline.plan(problem, costs, planner="pipedream").iteration_s
+        print(f"branches {count} on {count} devices: {theirs / ours:.2f}x over pipedream", flush=True)
+
+
+def gap(_: CostModel) -> None:
+    """Bar 2: enumeration of 500 graphs of up to 8 operators on up to 4 devices."""
+    import math
+
+    from tests.test_pipeline_plan import compared
+
+    rows = compared(500, 2, 8)
+    wrong = sum(not math.isclose(a, b, rel_tol=1e-9) and a != b for a, b, _ in rows)
+    both = [a / c for a, _, c in rows if math.isfinite(a) and math.isfinite(c)]
+    print(f"gap: {wrong} of {len(rows)} miss the optimum of the space; over all stage graphs geomean "
+          f"{math.exp(statistics.fmean(map(math.log, both))):.4f}, worst {max(both):.3f}, "
+          f"{sum(math.isfinite(c) and not math.isfinite(a) for a, _, c in rows)} only feasible outside", flush=True)
+
+
+def paced(_: CostModel) -> None:
+    """Bar 5: a paced run against the simulation."""
+    from executors import pipeline as executor
+    from tests.test_pipeline_run import model, planned
+
+    for count, edges in ((5, [(0, 1), (2, 3), (1, 4), (3, 4)]), (5, [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4)])):
+        problem = model(edges, count, batch=16, seconds=60e-3, mode="paced", steps=4)
+        plan = planned(problem, [([v], 1, 1) for v in range(count)])
+        simulated = executor.simulate(problem, plan, TableCosts(()))["iteration_s"]
+        took = executor.run(problem, plan, device="cpu")["iteration_s"]
+        print(f"paced {edges}: simulated {simulated:.4f} s, measured {took:.4f} s ({took / simulated - 1:+.1%})",
+              flush=True)
+
+
+BENCHES = {"search": search, "gap": gap, "ablation": ablation, "branches": branches, "paced": paced}
+
+
+def main(names: list[str]) -> None:
+    """Run the benches called ``names`` (all without any)."""
+    costs = open_costs({"source": "analytic"})
+    for name in names or BENCHES:
+        BENCHES[name](costs)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,314 @@
+"""Pipeline planning: enumeration, closed forms, published schedules, and a checker that must notice every fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from planners import pipeline
+from planners.pipeline.baselines import downsets, pipedream_stages
+from planners.pipeline.clock import Link, StageGraph, iteration_s
+from planners.pipeline.decomposition import decompose, is_series_parallel
+from planners.pipeline.graph import bits, build
+from planners.pipeline.inflight import held_by_all, order
+from planners.pipeline.loaders import graph_of, load
+from planners.pipeline.models import generate
+from planners.pipeline.planning import priced
+from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
+from planners.pipeline.search import smallest_bottleneck
+from tests import oracles_pipeline as oracles
+from workbench.costs import TableCosts, open_costs
+from workbench.errors import Infeasible, MissingProfile, SolverError, SpecError
+
+NO_COSTS = TableCosts(())
+MIRROR = os.environ.get("WB_DATA_MIRROR")
+
+
+def enumerated(problem: Problem, micro: int, *, inside: bool) -> float:
+    prices, root = priced(problem, NO_COSTS)
+    graph = prices.graph
+
+    def times(mask: int, d: int) -> float:
+        n = micro // d
+        compute = sum(graph.operators[v].forward_s[n] + graph.operators[v].backward_s[n] for v in bits(mask))
+        moved = max(graph.received(mask), graph.sent(mask)) * micro / d
+        wire = 1e-6 + moved / 1e12 if moved else 0.0
+        weight = sum(graph.operators[v].weight_bytes for v in bits(mask))
+        ring = 2 * (d - 1) * (1e-6 + weight / d / 1e12) if d > 1 else 0.0
+        return max(compute, wire) / micro + ring / problem.batch_samples
+
+    o = graph.operators
+    return oracles.least_bottleneck(
+        problem, [(u, v) for u, v, _ in graph.edges], [x.weight_bytes for x in o],
+        [x.saved_bytes_per_sample for x in o], [x.output_bytes_per_sample for x in o], times, micro,
+        (lambda mask: oracles.in_space(mask, root)) if inside else (lambda mask: True))
+
+
+def compared(count: int, seed: int, operators: int) -> list[tuple[float, float, float]]:
+    """(ours, optimum of the space, optimum of all stage graphs) of random problems."""
+    rows = []
+    for k in range(count):
+        rng = np.random.default_rng([seed, k])
+        problem = oracles.random_problem(
+            rng, operators=int(rng.integers(2, operators + 1)), devices=int(rng.integers(1, 5)),
+            memory_bytes=float(rng.choice([400.0, 700.0, 1e9])))
+        micro = int(rng.choice([1, 2, 4]))
+        prices, root = priced(problem, NO_COSTS)
+        found = smallest_bottleneck(prices, root, (micro,))
+        rows.append((math.inf if found is None else found[0], enumerated(problem, micro, inside=True),
+                     enumerated(problem, micro, inside=False)))
+    return rows
+
+
+def assert_optimal(rows: list[tuple[float, float, float]]) -> None:
+    for ours, space, _ in rows:
+        assert ours == pytest.approx(space, rel=1e-9), "the dynamic program missed the optimum of its own space"
+    ratios = [ours / free for ours, _, free in rows if math.isfinite(free) and math.isfinite(ours)]
+    assert sum(math.isfinite(free) and not math.isfinite(ours) for ours, _, free in rows) <= len(rows) // 100
+    assert math.exp(np.mean(np.log(ratios))) <= 1.05
+
+
+def test_search_is_optimal_on_small_graphs() -> None:
+    assert_optimal(compared(120, 1, 6))
+
+
+@pytest.mark.slow
+def test_search_is_optimal_on_500_graphs_of_up_to_8_operators() -> None:
+    assert_optimal(compared(500, 2, 8))
+
+
+@pytest.mark.parametrize("micro, turn, after, held", [
+    # Strategy files of flexflow-train PR 308: CANDLE-Uno as a chain, and as a graph whose stage 0 joins the branches.
+    ([64] * 6, [1] * 6, [[1], [2], [3], [4], [5], []], [384, 320, 256, 192, 128, 64]),
+    ([64] * 6, [1] * 6, [[4], [4], [4], [4], [5], []], [192, 192, 192, 192, 128, 64]),
+    # ResNet: first stage micro-batch 1 with 2F2B, then 2 with 1F1B; and with micro-batch 2 throughout.
+    ([1, 2, 2, 2, 2, 2, 2, 2], [2] + [1] * 7, [[x + 1] for x in range(7)] + [[]], [16, 14, 12, 10, 8, 6, 4, 2]),
+    ([2] * 7, [1] * 7, [[x + 1] for x in range(6)] + [[]], [14, 12, 10, 8, 6, 4, 2]),
+    ([128] * 3, [1] * 3, [[1], [2], []], [384, 256, 128]),
+    # Figure 5 of the paper.
+    ([1, 2, 4], [1, 1, 1], [[1], [2], []], [10, 8, 4]),
+    ([4, 4, 4], [1, 1, 1], [[1], [2], []], [12, 8, 4]),
+])
+def test_published_in_flight_numbers(micro: list[int], turn: list[int], after: list[list[int]],
+                                     held: list[int]) -> None:
+    assert held_by_all(micro, turn, after, 1024) == held
+
+
+def stages(micro: list[int], turn: list[int], edges: list[tuple[int, int]], *, batch: int = 48,
+           forward: float = 1.0, backward: float = 2.0) -> StageGraph:
+    return StageGraph(batch, micro, turn, [forward * b for b in micro], [backward * b for b in micro],
+                      [0.0] * len(micro), [Link(u, v, 0.0, 0.0) for u, v in edges])
+
+
+@pytest.mark.parametrize("backward", [1.0, 2.0])
+def test_in_flight_rule_stalls_no_chain_of_three_stages(backward: float) -> None:
+    for micro in itertools.product([1, 2, 4], repeat=3):
+        for turn in itertools.product([1, 2], repeat=3):
+            graph = stages(list(micro), list(turn), [(0, 1), (1, 2)], backward=backward)
+            # Holding more at the stages before the last cannot help.
+            free = [graph.batch, graph.batch, turn[2] * micro[2]]
+            assert iteration_s(graph, graph.held()) <= iteration_s(graph, free) * (1 + 1e-9), (micro, turn)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_uniform_chain_takes_the_closed_form(depth: int) -> None:
+    graph = stages([4] * depth, [1] * depth, [(x, x + 1) for x in range(depth - 1)])
+    assert iteration_s(graph, graph.held()) == pytest.approx((48 // 4 + depth - 1) * 12.0)
+
+
+def test_order_of_a_stage_is_warm_up_then_k_back_k_forward() -> None:
+    got = "".join(kind for kind, _ in order(8, 1, 2, 3))
+    assert got == "FFFBBFFBBFFBBFBB"
+
+
+def test_the_n_graph_is_not_series_parallel_and_is_planned_all_the_same() -> None:
+    problem = oracles.random_problem(np.random.default_rng(3), operators=4, devices=3)
+    n = [Edge(producer=f"o{u}", consumer=f"o{v}") for u, v in ((0, 2), (0, 3), (1, 3))]
+    problem = dataclasses.replace(problem, edges=tuple(n))
+    graph = graph_of(problem)
+    assert not is_series_parallel(graph)
+    assert decompose(graph)[1] > 0
+    assert pipeline.check(problem, pipeline.plan(problem, NO_COSTS)) == []
+
+
+def test_random_series_parallel_graphs_are_recognised() -> None:
+    for k in range(60):
+        graph = graph_of(oracles.random_problem(np.random.default_rng([5, k]), operators=9, devices=2))
+        assert is_series_parallel(graph)
+        tree, added = decompose(graph)
+        assert added == 0
+        assert tree.mask == graph.everything
+
+
+def test_a_skip_over_layers_keeps_a_chain_a_chain() -> None:
+    operators = [Operator(name=n, forward_s_per_sample=1.0, backward_s_per_sample=1.0) for n in "abcd"]
+    edges = [Edge(producer=u, consumer=v) for u, v in ("ab", "bc", "cd", "ad", "ac")]
+    tree, added = decompose(build(operators, edges))
+    assert (tree.shape, len(tree.items), added) == ("series", 4, 0)
+
+
+def test_equal_branches_share_a_kind() -> None:
+    tree, _ = decompose(build(*generate(Model(family="dlrm"))))
+    assert sorted(len(group) for group in tree.items[0].groups) == [7, 7]
+
+
+@pytest.mark.parametrize("family, operators, parameters", [
+    # 12.6 M parameters a transformer layer (4 h^2 + 8 h^2 and the small ones), 32 layers: about 403 M.
+    ("multi-modal", 33, 403e6), ("transformer", 32, 403e6),
+    # 7 tables of 1M x 64 and 7 x 4 layers of 4096 x 4096 besides the tail.
+    ("dlrm", 40, 7 * 64e6 + 28 * 4096**2 + 4096 * (7 * 4096 + 7 * 6400) + 3 * 4096**2),
+    ("candle-uno", 33, 28 * 4096**2 + 4096 * 7 * 4096 + 3 * 4096**2)])
+def test_families_have_the_papers_shapes(family: str, operators: int, parameters: float) -> None:
+    made, _ = generate(Model(family=family))  # type: ignore[arg-type]
+    assert len(made) == operators
+    assert sum(o.weight_bytes for o in made) / 4 == pytest.approx(parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("planner", list(pipeline.PLANNERS))
+def test_every_planner_keeps_the_rules(planner: str) -> None:
+    for k in range(12):
+        rng = np.random.default_rng([7, k])
+        problem = oracles.random_problem(rng, operators=int(rng.integers(1, 9)), devices=int(rng.integers(1, 6)))
+        found = pipeline.plan(problem, NO_COSTS, planner=planner)
+        assert pipeline.check(problem, found) == []
+        assert pipeline.bound(problem, NO_COSTS).value <= found.iteration_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("transfers", ["overlapped", "blocking"])
+def test_slow_links_between_machines_are_replayed_as_ranked(transfers: str) -> None:
+    for k in range(8):
+        rng = np.random.default_rng([8, k])
+        problem = oracles.random_problem(rng, operators=8, devices=5)
+        cluster = dataclasses.replace(problem.cluster, devices_per_machine=2,
+                                      between=LinkRate(latency_s=1e-3, bytes_per_s=1e4))
+        problem = dataclasses.replace(problem, cluster=cluster, transfers=transfers)
+        assert pipeline.check(problem, pipeline.plan(problem, NO_COSTS, planner="graph-mixed")) == []
+
+
+def test_no_baseline_beats_the_default_on_a_branched_demo() -> None:
+    for k in range(10):
+        problem = oracles.random_problem(np.random.default_rng([9, k]), operators=8, devices=4)
+        ours = pipeline.plan(problem, NO_COSTS).iteration_s
+        for name in ("sequential", "balance"):
+            assert ours <= pipeline.plan(problem, NO_COSTS, planner=name).iteration_s * (1 + 1e-9)
+
+
+def test_chains_have_pipedreams_bottleneck() -> None:
+    for k in range(20):
+        rng = np.random.default_rng([10, k])
+        problem = oracles.random_problem(rng, operators=7, devices=4)
+        chain = tuple(Edge(producer=f"o{i}", consumer=f"o{i + 1}") for i in range(6))
+        prices, root = priced(dataclasses.replace(problem, edges=chain), NO_COSTS)
+        found = smallest_bottleneck(prices, root, (2,))
+        theirs = pipedream_stages(prices, 2)
+        assert found is not None
+        assert theirs is not None
+        slowest = max(o.seconds_per_sample for s in theirs for o in prices.options(s.mask, 2)
+                      if o.replicas == s.replicas)
+        assert found[0] == pytest.approx(slowest, rel=1e-9)
+
+
+def test_more_devices_and_more_memory_never_raise_the_bottleneck() -> None:
+    for k in range(10):
+        problem = oracles.random_problem(np.random.default_rng([11, k]), operators=7, devices=1)
+        last = math.inf
+        for devices, memory in ((1, 600.0), (2, 600.0), (2, 900.0), (3, 900.0), (4, 1e9)):
+            cluster = dataclasses.replace(problem.cluster, devices=devices, memory_bytes=memory)
+            prices, root = priced(dataclasses.replace(problem, cluster=cluster), NO_COSTS)
+            found = smallest_bottleneck(prices, root, (2,))
+            value = math.inf if found is None else found[0]
+            assert value <= last * (1 + 1e-9)
+            last = value
+
+
+def test_check_notices_every_kind_of_fault() -> None:
+    problem = oracles.random_problem(np.random.default_rng(12), operators=8, devices=4)
+    problem = dataclasses.replace(problem, micro_batches=(2, 4))
+    good = pipeline.plan(problem, NO_COSTS, planner="balance")
+    assert len(good.stages) > 2
+    a, b, *rest = good.stages
+    moved = dataclasses.replace(a, operators=b.operators), dataclasses.replace(b, operators=a.operators)
+    faults = {
+        "partition": (dataclasses.replace(a, operators=a.operators[:-1]), b),
+        "devices": (a, dataclasses.replace(b, devices=a.devices)),
+        "micro-batch": (dataclasses.replace(a, micro_batch_samples=1), b),
+        "in flight": (dataclasses.replace(a, in_flight_samples=a.in_flight_samples + 1), b),
+        "memory": (dataclasses.replace(a, memory_bytes=a.memory_bytes / 2), b),
+        "iteration": (dataclasses.replace(a, forward_s=a.forward_s * 3), b),
+        "flows": moved,
+    }
+    for rule, (first, second) in faults.items():
+        bad = dataclasses.replace(good, stages=(first, second, *rest))
+        assert rule in {v.rule for v in pipeline.check(problem, bad)}, rule
+    for change in ({"iteration_s": good.iteration_s * 0.9}, {"flows": good.flows[1:]},
+                   {"certificate": dataclasses.replace(good.certificate, bound=good.iteration_s * 2)}):
+        assert pipeline.check(problem, dataclasses.replace(good, **change))
+
+
+def test_check_notices_a_stage_that_is_not_convex() -> None:
+    operators = tuple(Operator(name=n, forward_s_per_sample=1e-3, backward_s_per_sample=1e-3) for n in "abc")
+    problem = Problem(operators=operators, edges=(Edge(producer="a", consumer="b"), Edge(producer="b", consumer="c")),
+                      batch_samples=4, micro_batches=(1,), cluster=Cluster(
+                          devices=2, devices_per_machine=2, memory_bytes=1e9, inside=oracles.FAST,
+                          between=oracles.FAST))
+    good = pipeline.plan(problem, NO_COSTS, planner="balance")
+    x, y = good.stages[:2]
+    bad = dataclasses.replace(good, stages=(dataclasses.replace(x, operators=("a", "c")),
+                                            dataclasses.replace(y, operators=("b",))),
+                              flows=(good.flows[0], dataclasses.replace(good.flows[0], producer=1, consumer=0)))
+    assert "convexity" in {v.rule for v in pipeline.check(problem, bad)}
+
+
+def test_memory_too_small_names_the_operator() -> None:
+    problem = oracles.random_problem(np.random.default_rng(13), operators=4, devices=2, memory_bytes=5.0)
+    with pytest.raises(Infeasible, match="alone needs"):
+        pipeline.plan(problem, NO_COSTS)
+
+
+def test_missing_times_are_an_error_that_names_them() -> None:
+    problem = Problem(model=Model(family="candle-uno", branches=2), batch_samples=8, cluster=Cluster(
+        devices=2, devices_per_machine=2, memory_bytes=1e12, inside=oracles.FAST, between=oracles.FAST, device="V100"))
+    with pytest.raises(MissingProfile):
+        pipeline.plan(problem, NO_COSTS)
+    assert pipeline.plan(problem, open_costs({"source": "analytic"})).sources == {"analytic": 1.0}
+    table = oracles.random_problem(np.random.default_rng(1), operators=3, devices=2, batch=16)
+    with pytest.raises(MissingProfile, match="local batch"):
+        pipeline.plan(table, NO_COSTS)
+
+
+def test_a_cycle_is_refused() -> None:
+    with pytest.raises(SpecError, match="cycle"):
+        build([Operator(name="a"), Operator(name="b")],
+              [Edge(producer="a", consumer="b"), Edge(producer="b", consumer="a")])
+
+
+@pytest.mark.parametrize("branches, layers", [(1, 5), (2, 4), (3, 3)])
+def test_downsets_of_branches_and_a_join(branches: int, layers: int) -> None:
+    graph = build(*generate(Model(family="candle-uno", branches=branches, layers=layers, tail=0)))
+    assert len(downsets(graph)) == (layers + 1) ** branches + 1
+
+
+def test_piper_refuses_the_papers_uno() -> None:
+    with pytest.raises(SolverError, match="downsets"):
+        downsets(build(*generate(Model(family="candle-uno"))))
+
+
+@pytest.mark.skipif(not MIRROR, reason="set WB_DATA_MIRROR to a folder with the registry's files")
+@pytest.mark.parametrize("name, kind, operators", [
+    ("dnn-partitioning/layer/bert24_training.json", "dnn-partitioning", 32),
+    ("dnn-partitioning/layer/resnet50_training.json", "dnn-partitioning", 177),
+    ("dnn-partitioning/operator/bert_l-3_training.json", "dnn-partitioning", 235),
+    ("piper/bert32a100.json", "piper", 37), ("piper/gnmt.json", "piper", 78), ("piper/resnet.json", "piper", 177)])
+def test_public_graphs_load_with_all_their_operators(name: str, kind: str, operators: int) -> None:
+    path = str(Path(str(MIRROR)) / "pipelines" / name)
+    made, edges = load(FileModel(path=path, format=kind))  # type: ignore[arg-type]
+    graph = build(made, edges)
+    assert len(graph) == operators
+    tree, _ = decompose(graph)
+    assert tree.mask == graph.everything

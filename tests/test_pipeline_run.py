@@ -1,0 +1,200 @@
+"""Pipeline runs on ranks: gradients against one process, peaks and bytes against the plan, no hang whatever happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from executors import pipeline as executor
+from planners import pipeline
+from planners.pipeline.assembly import assemble, candidate, draft
+from planners.pipeline.planning import priced
+from planners.pipeline.problem import Cluster, Edge, Layer, Operator, Plan, Problem, Run
+from planners.pipeline.search import Chosen
+from tests import oracles_pipeline as oracles
+from workbench.costs import TableCosts
+from workbench.errors import WorkbenchError
+from workbench.job import open_job
+
+NO_COSTS = TableCosts(())
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch (extra 'run')")
+
+
+def test_simulation_of_the_demo_is_the_plans_iteration_and_a_sound_timeline() -> None:
+    job = open_job("pipeline")
+    plan = job.plan()
+    outcome = executor.simulate(job.problem, plan, job.costs)
+    assert outcome["iteration_s"] == pytest.approx(plan.iteration_s, rel=1e-9)
+    assert outcome.timeline is not None
+    assert outcome.timeline.violations() == []
+    bubble = {m.name: m.value for m in pipeline.predicted(job.problem, plan)}["bubble_share"]
+    assert outcome["bubble_share"] == pytest.approx(bubble)
+    for x, s in enumerate(plan.stages):
+        assert outcome.counters[f"peak/in flight at stage {x}"] == s.in_flight_samples
+
+
+def model(edges: list[tuple[int, int]], count: int, *, batch: int = 8, seconds: float = 1e-3, optimizer: str = "sgd",
+          **run: object) -> Problem:
+    """Dense operators of width 6; sources have data of their own. Saved: data, joined inputs, output."""
+    sources = set(range(count)) - {v for _, v in edges}
+    operators = []
+    for v in range(count):
+        reads = sum(w == v for _, w in edges)
+        own = 5 if v in sources else 0
+        # A single input is kept by the operator that made it (or as received data), joined inputs are a new tensor.
+        saved = 4 * (6 + own + (6 * reads if reads > 1 else 0))
+        operators.append(Operator(
+            name=f"o{v}", forward_s=dict.fromkeys((1, 2, 4, 8), seconds),
+            backward_s=dict.fromkeys((1, 2, 4, 8), 2 * seconds),
+            weight_bytes=4.0 * 6 * (own + 6 * reads + 1), saved_bytes_per_sample=float(saved),
+            output_bytes_per_sample=24.0, layer=Layer(kind="dense", inputs=own, width=6)))
+    return Problem(operators=tuple(operators), batch_samples=batch, micro_batches=(1, 2, 4, 8),
+                   optimizer=optimizer,  # type: ignore[arg-type]
+                   edges=tuple(Edge(producer=f"o{u}", consumer=f"o{v}") for u, v in edges),
+                   cluster=Cluster(devices=9, devices_per_machine=9, memory_bytes=1e9, inside=oracles.FAST,
+                                   between=oracles.FAST), run=Run(**run))  # type: ignore[arg-type]
+
+
+def planned(problem: Problem, stages: list[tuple[list[int], int, int]], turns: list[int] | None = None) -> Plan:
+    """A plan of the given stages: (operators by name number, micro-batch, replicas)."""
+    prices, _ = priced(problem, NO_COSTS)
+    number = {o.name: v for v, o in enumerate(prices.graph.operators)}
+    chosen = [Chosen(sum(1 << number[f"o{v}"] for v in operators), b, d) for operators, b, d in stages]
+    made = candidate(prices, draft(prices, chosen, sequential=False, turns=turns))
+    assert made is not None
+    return assemble(prices, made, bound=None, planner="given", status="heuristic", seconds=0.0, candidates=1)
+
+
+def alone(edges: list[tuple[int, int]], count: int, *, optimizer: str = "sgd",
+          **run: object) -> tuple[Problem, Plan]:
+    """One operator a stage, micro-batches of 2."""
+    problem = model(edges, count, optimizer=optimizer, **run)
+    return problem, planned(problem, [([v], 2, 1) for v in range(count)])
+
+
+EXACT = {
+    "branch and join": alone([(0, 1), (2, 3), (1, 4), (3, 4)], 5),
+    "fan-out to three": alone([(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4)], 5),
+    "skip over two": alone([(0, 1), (1, 2), (2, 3), (0, 3), (3, 4)], 5),
+    "nine ranks": alone([(0, 1), (1, 8), (2, 3), (3, 8), (4, 5), (5, 8), (6, 7), (7, 8)], 9),
+    "adam": alone([(0, 2), (1, 2)], 3, optimizer="adam"),
+    "bf16": alone([(0, 1), (2, 3), (1, 4), (3, 4)], 5, dtype="bf16"),
+}
+
+
+def rounded() -> dict[str, tuple[Problem, Plan]]:
+    """Plans whose sums are taken in another order than one process would."""
+    diamond = [(0, 1), (0, 2), (1, 3), (2, 3)]
+    problem = model(diamond, 4, optimizer="momentum")
+    return {
+        "mixed micro-batches": (problem, planned(problem, [([0], 1, 1), ([1], 4, 1), ([2], 2, 1), ([3], 4, 1)],
+                                                 [2, 1, 2, 1])),
+        "replicas": (problem, planned(problem, [([0], 4, 2), ([1], 4, 1), ([2], 2, 2), ([3], 8, 4)])),
+    }
+
+
+@pytest.mark.dist
+@needs_torch
+def test_gradients_weights_peaks_and_messages_of_every_shape() -> None:
+    from executors.pipeline.launching import Launch
+    from executors.pipeline.reference import adds_alike
+    from executors.pipeline.running import outcome_of
+
+    jobs = {**EXACT, **rounded()}
+    results = Launch(list(jobs.values())).run()
+    for (name, (problem, plan)), parts in zip(jobs.items(), results, strict=True):
+        assert pipeline.check(problem, plan) == [], name
+        # Bit-exact wherever one process adds in the same order; to rounding elsewhere.
+        assert adds_alike(problem, plan) == (name in EXACT), name
+        outcome = outcome_of(problem, plan, parts)
+        assert executor.verify(problem, plan, outcome) == [], name
+        if problem.run.dtype == "fp32":
+            for x, s in enumerate(plan.stages):
+                for r in range(len(s.devices)):
+                    held = outcome.counters[f"peak held bytes/stage {x}.{r}"]
+                    assert held == s.in_flight_samples / len(s.devices) * s.saved_bytes_per_sample, (name, x)
+
+
+@pytest.mark.dist
+@needs_torch
+def test_verify_notices_a_wrong_gradient() -> None:
+    from executors.pipeline.launching import Launch
+    from executors.pipeline.running import outcome_of
+
+    problem, plan = alone([(0, 1)], 2)
+    parts = Launch([(problem, plan)]).run()[0]
+    name, value = next(iter(parts[0].gradients[0].items()))
+    parts[0].gradients[0][name] = np.nextafter(value, np.float32(np.inf))
+    broken = executor.verify(problem, plan, outcome_of(problem, plan, parts))
+    assert [v.rule for v in broken] == ["gradients"]
+
+
+@pytest.mark.dist
+@needs_torch
+def test_a_killed_rank_ends_the_run_with_its_name() -> None:
+    from executors.pipeline.launching import Launch
+
+    problem, plan = alone([(0, 1), (1, 2)], 3, mode="paced", steps=200)
+    problem = dataclasses.replace(problem, run=dataclasses.replace(problem.run, time_scale=100.0))
+    killed: list[float] = []
+
+    def kill(pids: list[int]) -> None:
+        def later() -> None:
+            time.sleep(4.0)
+            killed.append(time.perf_counter())
+            os.kill(pids[1], signal.SIGKILL)
+        threading.Thread(target=later, daemon=True).start()
+
+    with pytest.raises(WorkbenchError, match=r"rank 1 \(stage 1, replica 0\) was killed by SIGKILL"):
+        Launch([(problem, plan)]).run(watch=kill)
+    assert time.perf_counter() - killed[0] < 30
+
+
+def random_plan(seed: int) -> tuple[Problem, Plan]:
+    """Three to six stages with random edges, micro-batches, k and jitter."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(3, 7))
+    edges = [(u, v) for v in range(1, count) for u in range(v) if rng.random() < 0.45]
+    problem = model(edges, count, mode="paced", steps=1, jitter_s=2e-3, seed=seed, seconds=1e-4)
+    sizes = [int(rng.choice([1, 2, 4])) for _ in range(count)]
+    turns = [int(rng.integers(1, 3)) for _ in range(count)]
+    return problem, planned(problem, [([v], b, 1) for v, b in enumerate(sizes)], turns)
+
+
+def run_random(count: int) -> None:
+    from executors.pipeline.launching import Launch
+    from executors.pipeline.running import outcome_of
+
+    jobs = [random_plan(seed) for seed in range(count)]
+    for (problem, plan), parts in zip(jobs, Launch(jobs).run(), strict=True):
+        assert executor.verify(problem, plan, outcome_of(problem, plan, parts)) == []
+
+
+@pytest.mark.dist
+@needs_torch
+def test_random_stage_graphs_with_jitter_do_not_block() -> None:
+    run_random(25)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@needs_torch
+def test_200_random_stage_graphs_with_jitter_do_not_block() -> None:
+    run_random(200)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@needs_torch
+def test_paced_run_takes_the_simulated_time() -> None:
+    problem = model([(0, 1), (2, 3), (1, 4), (3, 4)], 5, batch=16, seconds=60e-3, mode="paced", steps=4)
+    plan = planned(problem, [([v], 1, 1) for v in range(5)])
+    took = executor.run(problem, plan, device="cpu")["iteration_s"]
+    assert took == pytest.approx(executor.simulate(problem, plan, NO_COSTS)["iteration_s"], rel=0.05)
