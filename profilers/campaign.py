@@ -11,6 +11,7 @@ interrupted campaign goes on where it stopped; tables are written at the end, al
 from __future__ import annotations
 
 import datetime
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -105,8 +106,9 @@ class Campaign:
     def _wanted(self, deadline: float) -> Iterator[tuple[Series, tuple[int, ...], str]]:
         """The next points, most useful first; ends when nothing is left or time is up."""
         for level in range(max(s.levels for s in self.series)):
-            for series in self.series:
-                for at in series.missing(level):
+            queues = [[(series, at) for at in series.missing(level)] for series in self.series]
+            for turn in itertools.zip_longest(*queues):
+                for series, at in filter(None, turn):
                     if time.monotonic() > deadline:
                         return
                     yield series, at, "covering"
