@@ -25,6 +25,8 @@ OPTIONS = {
     "run": {"--json", "--set", "--runs", "--device"},
     "report": {"--json", "--set", "--runs"},
     "compare": {"--json", "--runs"},
+    "reproduce": {"--json", "--claim", "--full", "--runs"},
+    "tour": {"--json", "--runs"},
     "sweep": {"--json", "--set", "--runs"},
     "traces": {"--json"},
     "profile": {"--json", "--device", "--budget", "--profiles", "--report"},
@@ -75,6 +77,9 @@ def test_plan_check_and_compare_of_a_small_spec(wb: Wb, small_spec: Path) -> Non
     code, out, _ = wb("compare", first.name, second.name, "--json")
     compared = json.loads(out)
     assert [row["key"] for row in compared["spec"]] == ["problem.budget_usd_per_h"]
+    makespan = next(r for r in compared["metrics"] if (r["metric"], r["clock"]) == ("makespan_s", "planned"))
+    assert makespan[second.name] / makespan[first.name] == makespan["ratio"] < 1, "more budget, sooner done"
+    assert len(compared["decided"]) == 2
     assert code == 0
 
 

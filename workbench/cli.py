@@ -201,33 +201,62 @@ def _report(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from workbench import runs
-    from workbench.outcome import Outcome
+    from workbench.compare import compare
 
-    columns: list[tuple[str, dict[str, Any], dict[str, tuple[float, str]]]] = []
-    for name in (args.first, args.second):
-        folder = runs.find(name, args.runs)
-        job = folder.job()
-        plan = folder.load_plan(job)
-        metrics = {m.name: (m.value, m.unit) for m in job.study.planner.predicted(job.problem, plan)}
-        for clock in ("simulated", "measured"):
-            outcome: Outcome | None = folder.load_outcome(clock)
-            if outcome is not None:
-                metrics |= {f"{clock} {m.name}": (m.value, m.unit) for m in outcome.metrics}
-        columns.append((folder.path.name, job.resolved, metrics))
-    (left, spec_a, a), (right, spec_b, b) = columns
-    spec_rows = [{"key": key, left: x, right: y} for key, x, y in _differences(spec_a, spec_b)]
-    metric_rows = [{"metric": m, left: a.get(m, (None, ""))[0], right: b.get(m, (None, ""))[0],
-                    "ratio": b[m][0] / a[m][0] if m in a and m in b and a[m][0] else None,
-                    "unit": (a.get(m) or b[m])[1]} for m in dict.fromkeys([*a, *b])]
-    emit(args, {"spec": spec_rows, "metrics": metric_rows}, lambda: f"{table(spec_rows)}\n\n{table(metric_rows)}")
+    found = compare(runs.find(args.first, args.runs), runs.find(args.second, args.runs))
+
+    def text() -> str:
+        decided = "\n".join(f"{name}: {words}"
+                            for name, words in zip((found.left, found.right), found.decided, strict=True))
+        asked = table(found.spec) if found.spec else "(the same spec)"
+        return f"{decided}\n\n{asked}\n\n{table(found.metrics)}"
+
+    emit(args, {"decided": found.decided, "spec": found.spec, "metrics": found.metrics}, text)
     return 0
 
 
-def _differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [d for key in dict.fromkeys([*a, *b])
-                for d in _differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))]
-    return [] if a == b else [(path, json.dumps(a), json.dumps(b))]
+def _reproduce(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from workbench import study
+    from workbench.reproduce import counted, reproduce
+
+    found = study.load(args.study)
+    folder = Path(args.runs) / f"{args.study}-claims"
+    try:
+        rows = reproduce(found, folder, only=args.claim, full=args.full, tell=say)
+    except KeyboardInterrupt:
+        say(f"interrupted; finished rows are kept in {folder}. next: wb reproduce {args.study} --claim ID")
+        raise
+
+    def text() -> str:
+        shown = [row | {"tolerance": _tolerance(row)} for row in rows]
+        notes = "\n".join(f"{row['claim']}: {row['about']} ({row['source']})"
+                          + (f"; {row['note']}" if row["note"] else "") for row in rows)
+        columns = ("claim", "published", "tolerance", "ours", "unit", "clock", "verdict")
+        return f"{table(shown, columns)}\n\n{counted(rows)}\n\n{notes}"
+
+    emit(args, rows, text)
+    say(f"claims: {folder / 'claims.json'}")
+    return 0
+
+
+def _tolerance(row: dict[str, Any]) -> str:
+    """How far ours may be from the published value: ± 5 %, at most + 0 % …"""
+    sign = {"equal": "±", "at most": "at most +", "at least": "at least −"}[row["sense"]]
+    return f"{sign} {row['tolerance']:g}" if row["published"] == 0 else f"{sign} {100 * row['tolerance']:g} %"
+
+
+def _tour(args: argparse.Namespace) -> int:
+    from workbench.tour import tour
+
+    metrics, went = tour(args.runs, tell=say)
+    steps = ("study", "plan", "check", "simulate", "run", "seconds", "costs of")
+    notes = "".join(f"\n{row['study']}: {row['note']}" for row in went if row["note"])
+    emit(args, {"metrics": metrics, "studies": went},
+         lambda: f"{table(metrics)}\n\n{table(went, steps)}\n{notes}".rstrip())
+    say(f"{sum(row['seconds'] for row in went):.1f} s in all; next: wb report STUDY")
+    return 0
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -370,6 +399,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("first", metavar="RUN")
     made.add_argument("second", metavar="RUN")
     with_runs(made)
+    made = verb("reproduce", _reproduce, "a paper's claims beside our own values")
+    made.add_argument("study", metavar="STUDY")
+    made.add_argument("--claim", metavar="ID", help="this claim alone, however long it takes")
+    made.add_argument("--full", action="store_true", help="also claims that take more than half a minute")
+    with_runs(made)
+    with_runs(verb("tour", _tour, "every study on a toy input, from plan to run"))
     made = verb("sweep", _sweep, "one spec over many values; a rerun does only what is missing")
     on_spec(made, "a spec file or a study's name")
     with_runs(made)

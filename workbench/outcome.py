@@ -49,6 +49,12 @@ class Outcome:
                 return metric.value
         raise KeyError(f"no metric {name!r}; there are {', '.join(m.name for m in self.metrics)}")
 
+    def _repr_html_(self) -> str:
+        """Metrics and Gantt chart, in a notebook."""
+        from workbench import notebook
+
+        return notebook.outcome(self)
+
 
 def side_by_side(predicted: tuple[Metric, ...], *outcomes: Outcome) -> list[dict[str, Any]]:
     """Rows ``{metric, unit, predicted, simulated, measured}`` over every metric, in first-seen order."""

@@ -69,3 +69,9 @@ class Certificate:
         proof = "no bound" if gap is None else f"bound {self.bound:.6g}, gap {gap:.2%}"
         by = f"{self.planner} with {self.solver}" if self.solver else self.planner
         return f"{self.status}: {self.objective:.6g} {self.unit} ({proof}) by {by} in {self.seconds:.2f} s"
+
+    def _repr_html_(self) -> str:
+        """The certificate in one line and its shadow prices, in a notebook."""
+        from workbench import notebook
+
+        return notebook.certificate(self)

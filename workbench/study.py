@@ -83,4 +83,14 @@ def load(name: str) -> Study:
         close = nearest(name, known)
         raise SpecError(f"no study is called {name!r}", allowed=known,
                         hint=f"did you mean {close!r}?" if close else None, next_command="wb list")
-    return Study(name, importlib.import_module(f"planners.{name}"))
+    planner = importlib.import_module(f"planners.{name}")
+    if not hasattr(planner.Plan, "_repr_html_"):
+        planner.Plan._repr_html_ = lambda plan: _plan_html(planner, plan)
+    return Study(name, planner)
+
+
+def _plan_html(planner: ModuleType, plan: object) -> str:
+    """What a notebook shows of a plan; every study's plan gets it, so that none has to write it."""
+    from workbench import notebook
+
+    return notebook.plan(planner, plan)

@@ -2,24 +2,19 @@
 
 ``[sweep.over]`` maps key paths to lists of values; the tasks are their Cartesian product. Each task's id is the
 content id of its resolved spec, and the worker itself writes ``records/<id>.json`` whole or not at all: a kill at any
-moment loses nothing finished, and a rerun does only what has no record. Tasks run in this process or in local ones.
+moment loses nothing finished, and a rerun does only what has no record. Where tasks run: ``workbench.engines``.
 """
 
 from __future__ import annotations
 
-import concurrent.futures as futures
 import itertools
 import json
-import multiprocessing
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from workbench import engines
 from workbench.errors import SpecError, WorkbenchError
 from workbench.files import write_atomic
 from workbench.job import read_spec, resolve
@@ -35,9 +30,12 @@ class Sweep:
 
     over: Mapping[str, tuple[Any, ...]] = about("Key paths of the spec, each with the values to try.")
     do: Literal["plan", "simulate"] = about("How far each task goes.", default="plan")
-    engine: Literal["serial", "processes"] = about("Where tasks run: in this process or in local ones.",
-                                                     default="processes")
-    workers: int = about("How many tasks run at once; 0: one a core.", default=0)
+    engine: engines.Engine = about("Where tasks run: in this process, in local ones, on Dask workers, as Slurm jobs.",
+                                   default="processes")
+    workers: int = about("How many tasks run at once; 0: one a core (Slurm: all).", default=0)
+    scheduler: str | None = about("dask: address of a running scheduler; absent: workers on this machine.",
+                                  default=None)
+    slurm: engines.Slurm = about("slurm: what a job gets.", default_factory=engines.Slurm)
 
 
 @dataclass(frozen=True)
@@ -124,39 +122,12 @@ def run_sweep(sweep: Sweep, tasks: list[Task], folder: Path, *,
 
     Raises:
         KeyboardInterrupt: after pending tasks are cancelled; finished ones are on disk.
+        SpecError, WorkbenchError: the engine is not installed, does not answer, or lost a worker.
     """
     missing = [t for t in tasks if not _record(folder, t.id).exists()]
     done = len(tasks) - len(missing)
-    for row in _results(sweep, missing, folder):
+    for row in engines.run(sweep.engine, run_task, [(task, str(folder.resolve())) for task in missing],
+                           workers=sweep.workers, scheduler=sweep.scheduler, slurm=sweep.slurm, folder=folder):
         done += 1
         on_result(row, done, len(tasks))
     return [json.loads(_record(folder, t.id).read_text(encoding="utf-8")) for t in tasks]
-
-
-def _results(sweep: Sweep, tasks: list[Task], folder: Path) -> Iterator[dict[str, Any]]:
-    if sweep.engine == "serial" or len(tasks) <= 1:
-        for task in tasks:
-            yield run_task(task, str(folder))
-        return
-    executor = futures.ProcessPoolExecutor(sweep.workers or os.cpu_count() or 1, initializer=_follow_parent,
-                                           mp_context=multiprocessing.get_context("spawn"))
-    try:
-        for item in futures.as_completed([executor.submit(run_task, task, str(folder)) for task in tasks]):
-            yield item.result()
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        raise
-    executor.shutdown()
-
-
-def _follow_parent() -> None:
-    """End this worker when the sweep that started it is gone, so that a killed sweep leaves nothing running."""
-    parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -201,6 +201,12 @@ class Timeline:
     def __repr__(self) -> str:
         return f"<Timeline: {len(self)} spans on {len(self.lanes)} lanes, {self.makespan_s:.6g} s>"
 
+    def _repr_html_(self) -> str:
+        """The Gantt chart, in a notebook."""
+        from workbench import notebook
+
+        return notebook.timeline(self)
+
     def waited_for(self, i: int) -> tuple[int, ...]:
         """Positions of the spans that span ``i`` waited for."""
         return tuple(self.after[self.after_from[i]:self.after_from[i + 1]].tolist())

@@ -31,10 +31,10 @@ def run(problem: Problem, plan: Plan, *, device: str) -> Outcome:
     """Train ``problem.run.steps`` mini-batches, one process a stage replica.
 
     Raises:
-        NotBuilt: ``device`` is not the CPU.
+        NotBuilt: ``device`` is neither the CPU nor ``auto``, which means the CPU here.
         WorkbenchError: a rank died or failed.
     """
-    if device != "cpu":
+    if device not in ("cpu", "auto"):
         raise NotBuilt("the pipeline executor runs on the CPU (gloo) only", next_command="wb run pipeline --device cpu")
     return outcome_of(problem, plan, Launch([(problem, plan)]).run()[0])
 

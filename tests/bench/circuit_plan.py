@@ -121,7 +121,7 @@ def sweep() -> None:
         heuristic_equal += greedy.stages == int(row["heuristic_stages"])
         if found.solver:
             print(f"{row['circuit']:10s} d={away:2d}: {found.stages} stages, {local_swaps(found)} local swaps, "
-                  f"weighted moves {found.layouts.cost:g} (at least {found.cost_bound:g}), {took:.2f} s, {found.solver}")
+                  f"moves {found.layouts.cost:g} (at least {found.cost_bound:g}), {took:.2f} s, {found.solver}")
     print(f"\n{len(rows)} points: stages equal to published {same_stages}, proven fewest {proven}; local swaps equal "
           f"{same_swaps}; moves proven least {closed}; mean {statistics.fmean(seconds):.3f} s, worst {max(seconds):.2f}"
           f" s; our greedy heuristic has the published heuristic's stages on {heuristic_equal}")
