@@ -7,9 +7,11 @@ device's memory and swaps strided regions between them; a torchrun job holds one
 
 from __future__ import annotations
 
+import itertools
 import os
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +31,15 @@ from workbench.outcome import Outcome
 if TYPE_CHECKING:
     from executors.circuit.ranks import RankResult
 
-__all__ = ["GATE", "DenseKernel", "Launcher", "StageKernels", "TileKernelArguments", "available", "kernel_programs",
-           "run", "run_rank", "source"]
+__all__ = ["GATE", "DenseKernel", "KernelTime", "Launcher", "StageKernels", "TileKernelArguments", "available",
+           "kernel_programs", "run", "run_rank", "source", "time_kernels"]
 
 GATE = np.dtype([("kind", "i4"), ("bits", "i4"), ("bit", "i4", 4), ("tile_mask", "u8"), ("tile_value", "u8"),
                  ("address_mask", "u8"), ("address_value", "u8"), ("matrix", "i4"), ("pad", "i4")], align=True)
 PINNED = 3
 """Lowest address bits that are in every tile: eight amplitudes fill a memory sector."""
+LARGEST_TILE = 12
+"""2^12 amplitudes of double precision are 64 KiB, which every GPU since 2017 grants a block on request."""
 WIDEST = 4
 """Widest matrix inside a tile (2^4 amplitudes stay in registers)."""
 THREADS = 256
@@ -115,11 +119,11 @@ def _kernel(primitives: Sequence[Primitive], kind: str, layout: Layout, plan: Pl
         matrices = tuple(_product(primitives, bits, layout, shard << local_bits) for shard in range(1 << shard_bits))
         return DenseKernel(bits=bits, matrices=matrices)
     mixed = {layout.address[w] for p in primitives for w in mixed_of(p)}
-    size = min(max(plan.table.tile_qubits, PINNED), local_bits)
     chosen = sorted(mixed | set(range(min(PINNED, local_bits))))
-    if len(chosen) > size:
+    if len(chosen) > LARGEST_TILE:
         raise SpecError(f"a tile kernel mixes {len(mixed)} qubits: with the {PINNED} lowest positions that is "
-                        f"more than the {size} of a tile")
+                        f"more than the {LARGEST_TILE} of the largest tile")
+    size = min(max(plan.table.tile_qubits, len(chosen)), LARGEST_TILE, local_bits)
     spare = (a for a in range(local_bits) if a not in chosen)
     while len(chosen) < size:
         chosen.append(next(spare))
@@ -235,20 +239,22 @@ def run(problem: Problem, plan: Plan, *, dtype: np.dtype) -> Outcome:
     began = time.perf_counter()
     code, stages = kernel_programs(problem, plan)
     launch = Launcher(dtype)
-    compile_s = time.perf_counter() - began
     state = cupy.zeros(1 << code.qubits, dtype=launch.kind)
     state[0] = 1
     shards = list(state.reshape(code.shards, -1))
+    ready = [[call for number, shard in enumerate(shards)
+              for call in launch.ready(kernels, shard, number, code.local_bits)] for kernels in stages]
+    compile_s = time.perf_counter() - began
     done = InProcess(np.zeros(0, dtype=launch.kind))
-    for stage, kernels in zip(code.stages, stages, strict=True):
+    for stage, calls in zip(code.stages, ready, strict=True):
         if stage.exchange is not None:
             began = time.perf_counter()
             done.sent_bytes.append(exchange_shards(shards, stage.exchange))
             cupy.cuda.Device().synchronize()
             done.exchange_s.append(time.perf_counter() - began)
         began = time.perf_counter()
-        for number, shard in enumerate(shards):
-            launch.stage(kernels, shard, number, code.local_bits)
+        for call in calls:
+            call()
         cupy.cuda.Device().synchronize()
         done.stage_s.append(time.perf_counter() - began)
     done.state = cupy.asnumpy(state)
@@ -289,7 +295,8 @@ def run_rank(problem: Problem, plan: Plan, *, dtype: np.dtype) -> tuple[ShardedC
                 cupy.cuda.Device().synchronize()
                 result.exchange_s.append(time.perf_counter() - began)
             began = time.perf_counter()
-            launch.stage(kernels, state, rank, code.local_bits)
+            for call in launch.ready(kernels, state, rank, code.local_bits):
+                call()
             cupy.cuda.Device().synchronize()
             result.stage_s.append(time.perf_counter() - began)
         result.state = cupy.asnumpy(state)
@@ -306,33 +313,66 @@ class Launcher:
         real = "float" if dtype.itemsize == 4 else "double"
         module = cupy.RawModule(code=source(), options=("--std=c++17", f"-DREAL={real}"))
         self.dense, self.tiles = module.get_function("dense"), module.get_function("tiles")
+        self.tiles.max_dynamic_shared_size_bytes = self.kind.itemsize << LARGEST_TILE
 
-    def stage(self, kernels: StageKernels, shard: Any, number: int, local_bits: int) -> None:
-        """Launch a stage's kernels on one shard, in order."""
-        for kernel in kernels.kernels:
-            if isinstance(kernel, DenseKernel):
-                _launch_dense(self.dense, shard, kernel, number, self.kind)
-            else:
-                _launch_tiles(self.tiles, shard, kernel, number << local_bits, self.kind)
+    def ready(self, kernels: StageKernels, shard: Any, number: int, local_bits: int) -> list[Callable[[], None]]:
+        """Launches of a stage's kernels on one shard, in order, their arguments already on the device."""
+        return [self._dense(shard, kernel, number) if isinstance(kernel, DenseKernel)
+                else self._tiles(shard, kernel, number << local_bits) for kernel in kernels.kernels]
+
+    def _dense(self, shard: Any, kernel: DenseKernel, number: int) -> Callable[[], None]:
+        import cupy
+
+        m = len(kernel.bits)
+        groups = shard.size >> m
+        blocks = min(-(-groups // (256 >> m)), 1 << 30)
+        arguments = (shard, cupy.asarray(kernel.matrices[number].astype(self.kind)),
+                     cupy.asarray(np.array(kernel.bits, dtype=np.int32)), np.int32(m), np.uint64(groups))
+        return lambda: self.dense((blocks,), (THREADS,), arguments)
+
+    def _tiles(self, shard: Any, kernel: TileKernelArguments, above: int) -> Callable[[], None]:
+        import cupy
+
+        bits = len(kernel.bits)
+        number = shard.size >> bits
+        arguments = (shard, cupy.asarray(kernel.gates.view(np.uint8)), np.int32(len(kernel.gates)),
+                     cupy.asarray(kernel.pool.astype(self.kind)), cupy.asarray(np.array(kernel.bits, dtype=np.int32)),
+                     np.int32(bits), np.uint64(number), np.uint64(above))
+        return lambda: self.tiles((min(number, 1 << 30),), (min(THREADS, 1 << bits),), arguments,
+                                  shared_mem=self.kind.itemsize << bits)
 
 
-def _launch_dense(function: Any, shard: Any, kernel: DenseKernel, number: int, kind: np.dtype) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelTime:
+    """Measured seconds of one planned kernel, and of preparing all of them (matrices, uploads, compilation)."""
+
+    stage: int
+    kernel: int
+    seconds: float
+    prepare_s: float
+
+
+def time_kernels(problem: Problem, plan: Plan, *, dtype: np.dtype, rounds: int = 5) -> list[KernelTime]:
+    """Median time of every planned kernel on the first GPU, one shard, by CUDA events; exchanges are left out."""
     import cupy
 
-    m = len(kernel.bits)
-    groups = shard.size >> m
-    blocks = min(-(-groups // (256 >> m)), 1 << 30)
-    function((blocks,), (THREADS,), (shard, cupy.asarray(kernel.matrices[number].astype(kind)),
-                                     cupy.asarray(np.array(kernel.bits, dtype=np.int32)), np.int32(m),
-                                     np.uint64(groups)))
-
-
-def _launch_tiles(function: Any, shard: Any, kernel: TileKernelArguments, above: int, kind: np.dtype) -> None:
-    import cupy
-
-    bits = len(kernel.bits)
-    number = shard.size >> bits
-    function((min(number, 1 << 30),), (min(THREADS, 1 << bits),),
-             (shard, cupy.asarray(kernel.gates.view(np.uint8)), np.int32(len(kernel.gates)),
-              cupy.asarray(kernel.pool.astype(kind)), cupy.asarray(np.array(kernel.bits, dtype=np.int32)),
-              np.int32(bits), np.uint64(number), np.uint64(above)), shared_mem=kind.itemsize << bits)
+    began = time.perf_counter()
+    code, stages = kernel_programs(problem, plan)
+    launch = Launcher(dtype)
+    state = cupy.full(1 << code.local_bits, 2.0 ** (-code.local_bits / 2), dtype=launch.kind)
+    ready = [(i, j, call) for i, kernels in enumerate(stages)
+             for j, call in enumerate(launch.ready(kernels, state, 0, code.local_bits))]
+    prepare_s = time.perf_counter() - began
+    spent: list[list[float]] = [[] for _ in ready]
+    for turn in range(rounds + 1):
+        marks = [cupy.cuda.Event() for _ in range(len(ready) + 1)]
+        marks[0].record()
+        for mark, (_, _, call) in zip(marks[1:], ready, strict=True):
+            call()
+            mark.record()
+        marks[-1].synchronize()
+        if turn:
+            for row, (before, after) in zip(spent, itertools.pairwise(marks), strict=True):
+                row.append(cupy.cuda.get_elapsed_time(before, after) * 1e-3)
+    return [KernelTime(stage=i, kernel=j, seconds=statistics.median(row), prepare_s=prepare_s)
+            for (i, j, _), row in zip(ready, spent, strict=True)]
