@@ -87,6 +87,9 @@ def decode_selected(q_NGD: torch.Tensor, k_NSD: torch.Tensor, v_NSD: torch.Tenso
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype: str) -> torch.Tensor:
+    if device == "cuda":  # gigabytes of caches are drawn where they are used
+        source = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
+        return torch.randn(shape, device=device, dtype=DTYPES[dtype], generator=source)
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device, DTYPES[dtype])
 
 

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from profilers.harness import Timer
+from profilers.harness import GRAPH_CALLS, Timer
 from workbench.costs import Axis, Scale
 from workbench.errors import SpecError, nearest
 
 __all__ = ["GridAxis", "Op", "Point", "Prepared", "Work", "families", "in_turn", "ops_of"]
 
 _COLD_BYTES = 256 << 20
-_MOST_COPIES = 32
 
 Point = Mapping[str, Any]
 
@@ -97,7 +96,7 @@ def in_turn(make: Callable[[], Callable[[], Any]], held_bytes: float, device: st
     turn comes again; a weight matrix or a KV cache of a served model is not there either. On a CPU there is one copy:
     its caches are small beside the operands that matter.
     """
-    copies = 1 if device == "cpu" else min(_MOST_COPIES, max(1, int(_COLD_BYTES // max(held_bytes, 1.0))))
+    copies = 1 if device == "cpu" else min(GRAPH_CALLS, max(1, int(_COLD_BYTES // max(held_bytes, 1.0))))
     calls = itertools.cycle([make() for _ in range(copies)])
     return Prepared(lambda: next(calls)())
 

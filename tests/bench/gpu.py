@@ -5,12 +5,11 @@
 ``kernels``: our Triton kernels interleaved with torch formulations of the same result, operands cold (several copies
 in turn, more than the last-level cache holds). ``circuits``: the eleven families and two random ones at 28 qubits in
 single precision, every planned kernel's bytes over its measured time as a share of the device's measured copy rate.
-Medians of five rounds on CUDA events; ratios are taken within one run.
+Medians of five rounds of CUDA graph replays, by events; ratios are taken within one run.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import sys
 from collections.abc import Callable, Mapping
@@ -20,28 +19,27 @@ import numpy as np
 import torch
 
 from profilers import attention, lsh, pq
+from profilers.family import in_turn
 from profilers.harness import CudaTimer
 
 ROUNDS = 5
-COLD_BYTES = 256 << 20
 Call = Callable[[], Any]
 
 
 def copies(make: Callable[[], Call], held: float) -> Call:
     """The call on operands that take turns."""
-    turn = itertools.cycle([make() for _ in range(max(1, min(32, int(COLD_BYTES / held))))])
-    return lambda: next(turn)()
+    return in_turn(make, held, "cuda").run
 
 
 def race(ways: Mapping[str, Call], calls: int = 64) -> dict[str, float]:
     """Median seconds of each way, interleaved."""
-    timer = CudaTimer()
-    for way in ways.values():
-        timer.block(way, 3)
+    timers = {name: CudaTimer() for name in ways}  # each keeps the graph of its way
+    for name, way in ways.items():
+        timers[name].block(way, calls)
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
-            spent[name].append(timer.block(way, calls) / calls)
+            spent[name].append(timers[name].block(way, calls) / calls)
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
@@ -52,10 +50,10 @@ def show(title: str, found: Mapping[str, float], ours: str) -> None:
 
 
 def copy_rate() -> float:
-    """Bytes read plus written in a second by a large copy on the device."""
-    x = torch.randint(0, 255, (1 << 31,), dtype=torch.uint8, device="cuda")
+    """Bytes read plus written in a second by a kernel that streams 2 GiB in and 2 GiB out."""
+    x = torch.randn(1 << 29, device="cuda")
     y = torch.empty_like(x)
-    return 2 * x.nbytes / race({"copy": lambda: y.copy_(x)}, calls=8)["copy"]
+    return 2 * x.nbytes / race({"copy": lambda: torch.add(x, 1.0, out=y)}, calls=32)["copy"]
 
 
 def kernels() -> None:
