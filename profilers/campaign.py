@@ -13,14 +13,14 @@ from __future__ import annotations
 import datetime
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from profilers.family import Prepared, ops_of
-from profilers.harness import Conditions, CpuTimer, CudaTimer, Timer, fixed_conditions, measure
+from profilers.harness import Conditions, CpuTimer, CudaTimer, Timer, available_cpus, fixed_conditions, measure
 from profilers.journal import Journal
 from profilers.series import Series
 from workbench.costfiles import remove_stale, save_tables
@@ -76,25 +76,40 @@ class Campaign:
         return [{**row, "about_s": round(row["points"] * _POINT_S)} for row in rows.values()]
 
     def run(self, budget_s: float, say: Say) -> list[dict[str, Any]]:
-        """Measure until the target is met or ``budget_s`` is spent; writes the tables and returns their summary."""
-        with fixed_conditions(device=self.device) as conditions:
+        """Measure until the target is met or ``budget_s`` is spent; writes the tables and returns their summary.
+
+        Ops that use all CPUs are measured after those that use one, each with a share of the budget that goes with its
+        points; what the first leave over, the others have.
+        """
+        deadline = time.monotonic() + budget_s
+        groups = [(threads, [s for s in self.series if s.op.threads == threads])
+                  for threads in sorted({s.op.threads for s in self.series}, reverse=True)]
+        rows = []
+        for i, (threads, series) in enumerate(groups):
+            share = sum(len(s.grid) for s in series) / sum(len(s.grid) for _, later in groups[i:] for s in later)
+            until = time.monotonic() + share * max(0.0, deadline - time.monotonic())
+            rows += self._run(series, threads or len(available_cpus()), until, say)
+        return rows
+
+    def _run(self, series: Sequence[Series], threads: int, deadline: float, say: Say) -> list[dict[str, Any]]:
+        with fixed_conditions(device=self.device, threads=threads) as conditions:
             facts = conditions_text(conditions)
             journal = Journal(self.folder / "journal.jsonl", content_id(list(facts)))
-            known = sum(series.recall(journal) for series in self.series)
+            known = sum(s.recall(journal) for s in series)
             if known:
                 say(f"{known} points of an earlier run under the same conditions are kept")
             try:
-                self._measure(time.monotonic() + budget_s, journal, say)
+                self._measure(series, deadline, journal, say)
             finally:
-                for finish in {s.op.finish for s in self.series if s.op.finish is not None}:
+                for finish in {s.op.finish for s in series if s.op.finish is not None}:
                     finish()
-                rows = self._save(facts)
+                rows = self._save(series, facts)
         return rows
 
-    def _measure(self, deadline: float, journal: Journal, say: Say) -> None:
+    def _measure(self, wanted: Sequence[Series], deadline: float, journal: Journal, say: Say) -> None:
         timer: Timer = CpuTimer() if self.device == "cpu" else CudaTimer()
         started, done, shown = time.monotonic(), 0, time.monotonic()
-        for series, at, why in self._wanted(deadline):
+        for series, at, why in _in_turn(wanted, deadline, self.error_target):
             series.add(at, _measured(series, at, self.device, timer), journal)
             done += 1
             if time.monotonic() - shown > 5:
@@ -106,34 +121,10 @@ class Campaign:
         else:
             say(f"{done} points measured; every gap is estimated below {self.error_target:.0%}, or cannot be split")
 
-    def _wanted(self, deadline: float) -> Iterator[tuple[Series, tuple[int, ...], str]]:
-        """The next points, most useful first; ends when nothing is left or time is up."""
-        for level in range(max(s.levels for s in self.series)):
-            queues = [[(series, at) for at in series.missing(level)] for series in self.series]
-            for turn in itertools.zip_longest(*queues):
-                for series, at in filter(None, turn):
-                    if time.monotonic() > deadline:
-                        return
-                    yield series, at, "covering"
-        while True:
-            series = max(self.series, key=lambda s: s.worst_gap()[0])
-            estimate, batch = series.worst_gap()
-            if estimate <= self.error_target:
-                break
-            for at in batch:
-                if time.monotonic() > deadline:
-                    return
-                yield series, at, f"refining ({estimate:.0%})"
-        for series in self.series:
-            for at in series.noisy():
-                if time.monotonic() > deadline:
-                    return
-                yield series, at, "measuring again"
-
-    def _save(self, facts: tuple[str, ...]) -> list[dict[str, Any]]:
+    def _save(self, measured: Sequence[Series], facts: tuple[str, ...]) -> list[dict[str, Any]]:
         tables, rows = [], []
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        for series in self.series:
+        for series in measured:
             if not series.points:
                 continue
             errors = np.abs(series.errors())
@@ -148,6 +139,32 @@ class Campaign:
             written = save_tables(self.folder, tables)
             remove_stale(self.folder, written, {t.op for t in tables}, device=self.device)
         return rows
+
+
+def _in_turn(wanted: Sequence[Series], deadline: float, error_target: float
+             ) -> Iterator[tuple[Series, tuple[int, ...], str]]:
+    """The next points, most useful first; ends when nothing is left or time is up."""
+    for level in range(max(s.levels for s in wanted)):
+        queues = [[(series, at) for at in series.missing(level)] for series in wanted]
+        for turn in itertools.zip_longest(*queues):
+            for series, at in filter(None, turn):
+                if time.monotonic() > deadline:
+                    return
+                yield series, at, "covering"
+    while True:
+        series = max(wanted, key=lambda s: s.worst_gap()[0])
+        estimate, batch = series.worst_gap()
+        if estimate <= error_target:
+            break
+        for at in batch:
+            if time.monotonic() > deadline:
+                return
+            yield series, at, f"refining ({estimate:.0%})"
+    for series in wanted:
+        for at in series.noisy():
+            if time.monotonic() > deadline:
+                return
+            yield series, at, "measuring again"
 
 
 def _measured(series: Series, at: tuple[int, ...], device: str, timer: Timer) -> Any:

@@ -1,6 +1,7 @@
 """What a kernel family declares, and how families are found.
 
-A family is a module of this package with a tuple ``OPS``; modules are found by name, there is no registry. Each ``Op``
+A family is a module of this package with a tuple ``OPS``, or a study's module ``executors/<study>/profiled.py`` with
+one, for kernels that only its executor has; modules are found by name, there is no registry. Each ``Op``
 says over which axes its time varies, under which exact keys it is tabulated, how a call is prepared on a device, and
 how many operations and bytes a call needs at least (for rooflines).
 """
@@ -20,6 +21,7 @@ import numpy as np
 from profilers.harness import GRAPH_CALLS, Timer
 from workbench.costs import Axis, Scale
 from workbench.errors import SpecError, nearest
+from workbench.study import profiled
 
 __all__ = ["GridAxis", "Op", "Point", "Prepared", "Work", "families", "in_turn", "ops_of"]
 
@@ -65,7 +67,8 @@ class Op:
     """One measured operation.
 
     ``finish`` frees what its calls share once a campaign is over; ``lacking`` says why a device cannot run it here;
-    ``on_cuda`` replaces axes and variants on GPUs, whose kernels are worth measuring at larger sizes.
+    ``on_cuda`` replaces axes and variants on GPUs, whose kernels are worth measuring at larger sizes; ``threads`` is
+    how many CPUs it may use, 0 for all.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Op:
     finish: Callable[[], None] | None = None
     lacking: Callable[[str], str | None] = lambda device: None
     on_cuda: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    threads: int = 1
 
     def on(self, device: str) -> Op:
         """The op with the axes and variants of a device."""
@@ -108,7 +112,7 @@ def families() -> dict[str, tuple[Op, ...]]:
         ops = getattr(importlib.import_module(f"profilers.{module}"), "OPS", None)
         if ops is not None:
             found[module] = tuple(ops)
-    return found
+    return found | {name: tuple(module.OPS) for name, module in profiled().items()}
 
 
 def ops_of(names: Sequence[str], device: str) -> list[tuple[str, Op]]:

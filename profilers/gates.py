@@ -38,7 +38,7 @@ class GateCosts:
         """
         if name not in self.class_s:
             raise MissingProfile(f"no measured cost of gate class {name!r}", keys=[name], allowed=sorted(self.class_s),
-                                 next_command="wb profile gates")
+                                 next_command="wb profile circuit")
         return self.class_s[name]
 
 

@@ -17,6 +17,7 @@ import ctypes
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,14 @@ from typing import Any, Protocol
 from workbench.errors import WorkbenchError
 from workbench.spec import about, spec
 
-__all__ = ["BLOCK_S", "GRAPH_CALLS", "Conditions", "CpuTimer", "CudaTimer", "Measurement", "Timer", "bimodal",
-           "fixed_conditions", "measure", "median_interval"]
+__all__ = ["BLOCK_S", "GRAPH_CALLS", "Conditions", "CpuTimer", "CudaTimer", "Measurement", "Timer", "available_cpus",
+           "bimodal", "fixed_conditions", "measure", "median_interval"]
 
 BLOCK_S = 1e-3
 GRAPH_CALLS = 32
 """Calls in one CUDA graph: as many as a family has copies of its operands, so that every copy takes its turn."""
 _MIN_BLOCKS = 9
+_LONG_S = 2e-3
 _FOREIGN_SHARE = 0.10
 _STEAL_SHARE = 0.02
 _MALLOPT = {"mmap_threshold": (-3, 1 << 30), "trim_threshold": (-1, (1 << 31) - 1)}
@@ -123,22 +125,42 @@ class CudaTimer:
         return float(start.elapsed_time(end)) * 1e-3 * share
 
     def _captured(self, kernel: Callable[[], Any]) -> Any:
-        """A graph of ``GRAPH_CALLS`` calls, or ``None``; the calls before it compile and allocate."""
+        """A graph of ``GRAPH_CALLS`` calls, or ``None`` where launches do not matter or cannot be captured.
+
+        The calls before it compile and allocate.
+        """
         self._graph = None
+        kernel()
+        self._cuda.synchronize()
+        began = time.perf_counter()
+        kernel()
+        self._cuda.synchronize()
+        if time.perf_counter() - began > _LONG_S:
+            return None
         for _ in range(GRAPH_CALLS):
             kernel()
         self._cuda.synchronize()
         graph = self._cuda.CUDAGraph()
         try:
-            with self._cuda.graph(graph):
-                for _ in range(GRAPH_CALLS):
-                    kernel()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a capture that fails says so twice
+                self._capture(graph, kernel)
             graph.replay()
             self._cuda.synchronize()
         except RuntimeError:
             self._cuda.synchronize()
             return None
         return graph
+
+    def _capture(self, graph: Any, kernel: Callable[[], Any]) -> None:
+        with self._cuda.graph(graph):
+            for _ in range(GRAPH_CALLS):
+                kernel()
+
+
+def available_cpus() -> list[int]:
+    """CPUs this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 @contextlib.contextmanager
@@ -151,7 +173,7 @@ def fixed_conditions(*, device: str = "cpu", threads: int = 1) -> Iterator[Condi
     import torch
 
     bindable = hasattr(os, "sched_getaffinity")
-    available = sorted(os.sched_getaffinity(0)) if bindable else list(range(os.cpu_count() or 1))
+    available = available_cpus()
     if threads > len(available):
         raise WorkbenchError(f"{threads} threads asked for, {len(available)} CPUs available to this process",
                              hint=f"at most {len(available)} can be used here")

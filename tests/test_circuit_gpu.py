@@ -19,7 +19,7 @@ from executors.circuit import run, verify
 from executors.circuit.gpu import available, source, time_kernels
 from executors.circuit.run import exchange_shards
 from executors.circuit.state import allocate, gather
-from executors.circuit.tileprogram import OP, STEP, TERM, TILE_BITS, TileProgram, kernel_programs
+from executors.circuit.tileprogram import OP, STEP, TERM, TILE_BITS, GroupMatrix, TileProgram, kernel_programs
 from planners.circuit import Circuit, Gate, Machine, Problem, Source
 from planners.circuit.generators import BENCHMARKS
 from planners.circuit.ir import without_swaps
@@ -55,10 +55,15 @@ def twin(tmp_path_factory: pytest.TempPathFactory):
     return ctypes.CDLL(str(folder / "gates.so"))
 
 
-def launch_on_host(library, program: TileProgram, shard: np.ndarray, number: int, local: int) -> None:
+def launch_on_host(library, program: TileProgram | GroupMatrix, shard: np.ndarray, number: int, local: int) -> None:
     def pointer(values: np.ndarray) -> ctypes.c_void_p:
         return ctypes.c_void_p(values.ctypes.data)
 
+    if isinstance(program, GroupMatrix):
+        at, matrix = np.array(program.bits, dtype=np.int32), program.matrix.copy()
+        m = len(program.bits)
+        getattr(library, f"group{m}")(pointer(shard), pointer(matrix), pointer(at), ctypes.c_ulonglong(len(shard) >> m))
+        return
     at, pool = np.array(program.bits, dtype=np.int32), program.pool.copy()
     bits = len(program.bits)
     library.tiles(pointer(shard), pointer(program.steps), ctypes.c_int(len(program.steps)), pointer(program.ops),

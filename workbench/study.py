@@ -14,7 +14,7 @@ from types import ModuleType
 
 from workbench.errors import NotBuilt, SpecError, nearest
 
-__all__ = ["Study", "data_folder", "load", "names"]
+__all__ = ["Study", "data_folder", "load", "names", "profiled"]
 
 
 def _package_folder(package: str) -> Path:
@@ -70,6 +70,17 @@ class Study:
         if not self.has_executor():
             raise NotBuilt(f"study {self.name!r} has no executor yet", next_command=f"wb plan {self.name}")
         return importlib.import_module(f"executors.{self.name}")
+
+
+def profiled() -> dict[str, ModuleType]:
+    """Modules ``executors/<study>/profiled.py``: what a study measures on its own kernels, by study."""
+    found = {}
+    for name in names():
+        spec = importlib.util.find_spec(f"executors.{name}")
+        if spec is not None and any((Path(folder) / "profiled.py").is_file()
+                                    for folder in spec.submodule_search_locations or ()):
+            found[name] = importlib.import_module(f"executors.{name}.profiled")
+    return found
 
 
 def load(name: str) -> Study:

@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from executors.circuit.sharded import ShardedCode
-from executors.circuit.tileprogram import MOST_EDGES, StageKernels, TileProgram, kernel_programs
+from executors.circuit.tileprogram import (
+    GROUP_SIZES,
+    MOST_EDGES,
+    GroupMatrix,
+    StageKernels,
+    TileProgram,
+    kernel_programs,
+)
 from planners.circuit import Plan, Problem
 from workbench.outcome import Outcome
 
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["KernelTime", "Launcher", "available", "run", "run_rank", "source", "time_kernels"]
 
 THREADS = 256
+_GROUP_THREADS = 128
 _TABLES = 64
 _ANGLES = 14 * 16
 """Entries of each half table and partial sums of angles in ``native/gates.cu``."""
@@ -132,17 +140,22 @@ class Launcher:
         real = "float" if dtype.itemsize == 4 else "double"
         module = cupy.RawModule(code=source(), options=("--std=c++17", f"-DREAL={real}"))
         self.tiles = module.get_function("tiles")
+        self.groups = {m: module.get_function(f"group{m}") for m in GROUP_SIZES}
         device = cupy.cuda.Device()
         self.tiles.max_dynamic_shared_size_bytes = device.attributes["MaxSharedMemoryPerBlockOptin"] - 1024
+        self.tiles.preferred_shared_memory_carveout = 100
         self.blocks = 16 * device.attributes["MultiProcessorCount"]
 
     def ready(self, kernels: StageKernels, shard: Any, number: int, local_bits: int) -> list[Callable[[], None]]:
         """Launches of a stage's kernels on one shard, in order, their arguments already on the device."""
-        return [self._launch(shard, programs[number], number << local_bits) for programs in kernels.kernels]
+        return [self.launch(shard, programs[number], number << local_bits) for programs in kernels.kernels]
 
-    def _launch(self, shard: Any, program: TileProgram, above: int) -> Callable[[], None]:
+    def launch(self, shard: Any, program: TileProgram | GroupMatrix, above: int) -> Callable[[], None]:
+        """One launch of a program on a shard whose number, above its address bits, is ``above``."""
         import cupy
 
+        if isinstance(program, GroupMatrix):
+            return self._group(shard, program)
         bits = len(program.bits)
         tiles = shard.size >> bits
         parts = [_bytes(program.steps), np.int32(len(program.steps)), _bytes(program.ops), _bytes(program.terms),
@@ -152,6 +165,17 @@ class Launcher:
         blocks, shared = (min(tiles, self.blocks),), self._shared_bytes(program)
         threads = (min(THREADS, 1 << (bits - 3)),)
         return lambda: self.tiles(blocks, threads, arguments, shared_mem=shared)
+
+    def _group(self, shard: Any, program: GroupMatrix) -> Callable[[], None]:
+        import cupy
+
+        m = len(program.bits)
+        groups = shard.size >> m
+        function, shared = self.groups[m], self.kind.itemsize << 2 * m
+        blocks = (min(-(-groups // _GROUP_THREADS), self.blocks * 8),)
+        arguments = (shard, cupy.asarray(program.matrix.astype(self.kind)),
+                     cupy.asarray(np.array(program.bits, dtype=np.int32)), np.uint64(groups))
+        return lambda: function(blocks, (_GROUP_THREADS,), arguments, shared_mem=shared)
 
     def _shared_bytes(self, program: TileProgram) -> int:
         """One tile or two, the address tables, the angles, the phase tables and the rows of a matrix."""

@@ -24,8 +24,8 @@ from planners.circuit import Plan, Problem, Stage
 from planners.circuit.load import planned_circuit
 from workbench.errors import SpecError
 
-__all__ = ["LARGEST_TILE", "OP", "PINNED", "STEP", "TERM", "TILE_BITS", "StageKernels", "TileProgram", "controls_of",
-           "kernel_programs", "matrix_of", "mixed_of", "wires_of"]
+__all__ = ["GROUP_SIZES", "LARGEST_TILE", "OP", "PINNED", "STEP", "TERM", "TILE_BITS", "GroupMatrix", "StageKernels",
+           "TileProgram", "controls_of", "empty_program", "kernel_programs", "matrix_of", "mixed_of", "wires_of"]
 
 STEP = np.dtype([("kind", "i4"), ("bits", "i4"), ("bit", "i4", 8), ("first", "i4"), ("count", "i4"), ("matrix", "i4"),
                  ("edges", "i4"), ("tile_mask", "u4"), ("tile_value", "u4"), ("address_mask", "u8"),
@@ -43,6 +43,9 @@ ROUND_BITS = 3
 WIDEST_DENSE = 7
 MOST_EDGES = 4
 """Phases across the tile's edge in one round: the device holds so many pairs of tables."""
+GROUP_SIZES = (3, 4, 5)
+LEAST_GROUP_BIT = 2
+"""Lowest bit of a matrix applied from registers: four amplitudes in a row fill a memory sector."""
 _LEAST_FLIPS = 4
 _WHICH = {(0,): 0, (1,): 1, (2,): 2, (0, 1): 0, (0, 2): 1, (1, 2): 2, (0, 1, 2): 0}
 
@@ -60,14 +63,26 @@ class TileProgram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMatrix:
+    """One matrix on three to five address bits (ascending), none of the two lowest: a thread's registers hold a group."""
+
+    bits: tuple[int, ...]
+    matrix: npt.NDArray[np.complex128]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageKernels:
     """One stage's kernels, each a program for every shard number; equal ones are one object."""
 
-    kernels: tuple[tuple[TileProgram, ...], ...]
+    kernels: tuple[tuple[TileProgram | GroupMatrix, ...], ...]
 
 
-def kernel_programs(problem: Problem, plan: Plan) -> tuple[ShardedCode, tuple[StageKernels, ...]]:
+def kernel_programs(problem: Problem, plan: Plan, *, live: bool = False
+                    ) -> tuple[ShardedCode, tuple[StageKernels, ...]]:
     """Programs of every plan kernel; the first value holds exchanges and placement (its own programs are empty).
+
+    ``live``: any start state is possible; otherwise the programs start from |0...0> and leave out what does nothing
+    to wires that still hold 0.
 
     Raises:
         SpecError: a kernel mixes more qubits than a tile holds, or the shards have fewer than three qubits.
@@ -78,6 +93,8 @@ def kernel_programs(problem: Problem, plan: Plan) -> tuple[ShardedCode, tuple[St
         raise SpecError(f"a GPU shard has at least {ROUND_BITS} local qubits, not {local_bits}",
                         where="machine.local_qubits")
     lowering = Lowering(circuit.qubits)
+    if live:
+        lowering.live = [True] * circuit.qubits
     layout: Layout | None = None
     codes, stages = [], []
     for stage in plan.stages:
@@ -86,7 +103,7 @@ def kernel_programs(problem: Problem, plan: Plan) -> tuple[ShardedCode, tuple[St
             layout = Layout({w: p for p, w in enumerate(stage.layout)}, set())
         else:
             exchange = transition(layout, stage, lowering, local_bits)
-        kernels: list[tuple[TileProgram, ...]] = []
+        kernels: list[tuple[TileProgram | GroupMatrix, ...]] = []
         for kernel in stage.kernels:
             for g in kernel.gates:
                 lowering.add(circuit.gates[g])
@@ -100,8 +117,14 @@ def kernel_programs(problem: Problem, plan: Plan) -> tuple[ShardedCode, tuple[St
                        placement=placement_after(lowering, layout, circuit)), tuple(stages)
 
 
+def empty_program(local_bits: int) -> TileProgram:
+    """One pass through tiles of the lowest bits that runs nothing."""
+    bits = tuple(range(min(TILE_BITS, local_bits)))
+    return _Builder(bits, Layout({b: b for b in range(local_bits)}, set())).program([])
+
+
 def _kernel(primitives: Sequence[Primitive], kind: str, layout: Layout, stage: Stage, shard_bits: int
-            ) -> tuple[TileProgram, ...]:
+            ) -> tuple[TileProgram | GroupMatrix, ...]:
     local_bits = len(stage.local)
     if kind == "fusion":
         touched = tuple(sorted({layout.address[w] for p in primitives for w in wires_of(p)
@@ -109,6 +132,8 @@ def _kernel(primitives: Sequence[Primitive], kind: str, layout: Layout, stage: S
         if touched:
             tile = _tile_bits(touched, local_bits)
             matrices = (_product(primitives, touched, layout, s << local_bits) for s in range(1 << shard_bits))
+            if len(touched) in GROUP_SIZES and touched[0] >= LEAST_GROUP_BIT:
+                return tuple(GroupMatrix(bits=touched, matrix=matrix) for matrix in matrices)
             return tuple(_Builder(tile, layout).dense(touched, matrix) for matrix in matrices)
     mixed = {layout.address[w] for p in primitives for w in mixed_of(p)}
     return (_Builder(_tile_bits(mixed, local_bits), layout).program(primitives),) * (1 << shard_bits)

@@ -317,3 +317,59 @@ extern "C" __global__ void tiles(amp *state, const step *steps, int count, const
         __syncthreads();
     }
 }
+
+/* One matrix on M address bits at[0..M), the lowest at least 2: a thread holds its group in registers, and lanes
+ * differ in the bits below, so whole sectors move. The matrix, row by row, is in shared memory. */
+template <int M> __device__ static inline void group_of(amp *state, const amp *matrix, const int *at, u64 groups) {
+    constexpr int SIDE = 1 << M;
+    extern __shared__ u64 memory[];
+    wide *rows = (wide *)memory;
+    for (int i = threadIdx.x; i < SIDE * SIDE / WIDE; i += blockDim.x) rows[i] = ((const wide *)matrix)[i];
+    u64 bit[M];
+    #pragma unroll
+    for (int k = 0; k < M; k++) bit[k] = 1ULL << at[k];
+    __syncthreads();
+    for (u64 g = (u64)blockIdx.x * blockDim.x + threadIdx.x; g < groups; g += (u64)gridDim.x * blockDim.x) {
+        u64 start = g;
+        #pragma unroll
+        for (int k = 0; k < M; k++) start = ((start & ~(bit[k] - 1)) << 1) | (start & (bit[k] - 1));
+        amp x[SIDE];
+        #pragma unroll
+        for (int j = 0; j < SIDE; j++) {
+            u64 address = start;
+            #pragma unroll
+            for (int k = 0; k < M; k++) if (j >> k & 1) address += bit[k];
+            x[j] = state[address];
+        }
+        for (int r = 0; r < SIDE; r++) {
+            REAL re = 0, im = 0;
+            #pragma unroll
+            for (int j = 0; j < SIDE; j += WIDE) {
+                const wide c = rows[(r * SIDE + j) / WIDE];
+                #pragma unroll
+                for (int i = 0; i < WIDE; i++) {
+                    re += c.a[i].x * x[j + i].x - c.a[i].y * x[j + i].y;
+                    im += c.a[i].x * x[j + i].y + c.a[i].y * x[j + i].x;
+                }
+            }
+            u64 address = start;
+            #pragma unroll
+            for (int k = 0; k < M; k++) if (r >> k & 1) address += bit[k];
+            amp y;
+            y.x = re; y.y = im;
+            state[address] = y;
+        }
+    }
+}
+
+extern "C" __global__ void group3(amp *state, const amp *matrix, const int *at, u64 groups) {
+    group_of<3>(state, matrix, at, groups);
+}
+
+extern "C" __global__ void group4(amp *state, const amp *matrix, const int *at, u64 groups) {
+    group_of<4>(state, matrix, at, groups);
+}
+
+extern "C" __global__ void group5(amp *state, const amp *matrix, const int *at, u64 groups) {
+    group_of<5>(state, matrix, at, groups);
+}
