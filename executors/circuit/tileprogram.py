@@ -64,7 +64,7 @@ class TileProgram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMatrix:
-    """One matrix on three to five address bits (ascending), none of the two lowest: a thread's registers hold a group."""
+    """One matrix on three to five address bits (ascending), none of the two lowest: registers hold a group."""
 
     bits: tuple[int, ...]
     matrix: npt.NDArray[np.complex128]
