@@ -37,8 +37,7 @@ class GateCosts:
             MissingProfile: the class was not measured.
         """
         if name not in self.class_s:
-            raise MissingProfile(f"no measured cost of gate class {name!r}", keys=[name], allowed=sorted(self.class_s),
-                                 next_command="wb profile gates")
+            raise MissingProfile(f"no measured cost of gate class {name!r}", keys=[name], allowed=sorted(self.class_s))
         return self.class_s[name]
 
 

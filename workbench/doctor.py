@@ -83,5 +83,6 @@ def benchmark_module(name: str) -> str:
     module = f"tests.bench.{name}"
     if not Path("tests/bench", f"{name}.py").exists():
         raise NotBuilt(f"no benchmarks for {name!r} here", where="tests/bench",
-                       hint="benchmarks live in the source checkout; run wb bench from its top folder")
+                       hint="benchmarks live in the source checkout, not in an installed package",
+                       next_command=f"cd {Path(__file__).parents[1]} && wb bench {name}")
     return module

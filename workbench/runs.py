@@ -86,7 +86,11 @@ class RunFolder:
         """The job this folder answers, from its stored spec."""
         data = self._read_json("spec.json")
         return resolve({"study": data["study"], **data["problem"], "costs": data["costs"],
-                        "planner": data["planner"]}, str(self.path / "spec.json"))
+                        "planner": data["planner"]}, str(self.path))
+
+    def study_name(self) -> str:
+        """The study that this folder's spec asks about."""
+        return str(self._read_json("spec.json")["study"])
 
     def has(self, name: str) -> bool:
         """Whether the folder holds the file ``name``."""
@@ -174,8 +178,9 @@ class RunFolder:
         except FileNotFoundError:
             raise SpecError(f"{self.path} is not a run folder: it has no {name}", next_command="wb plan SPEC") from None
         except json.JSONDecodeError as error:
+            again = "SPEC" if name == "spec.json" else self.path
             raise SpecError(f"not valid JSON: {error}", where=str(self.path / name),
-                            next_command="wb plan SPEC") from None
+                            next_command=f"wb plan {again}") from None
         return data
 
 
