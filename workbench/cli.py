@@ -117,6 +117,7 @@ def _planned(args: argparse.Namespace, *, anew: bool) -> tuple[Any, Any, Any]:
         folder = runs.RunFolder.of(job, args.runs)
     if (folder.has("plan.json") and not anew) or (args.verb == "check" and stored is not None):
         plan = folder.load_plan(job)
+        job.check(plan)  # the data behind the spec may have changed since, such as a trace fetched meanwhile
     else:
         say(f"planning {job.study.name} with {job.planner.name or next(iter(job.study.planner.PLANNERS))} …")
         plan = job.plan()
@@ -151,8 +152,7 @@ def _show_plan(args: argparse.Namespace, job: Any, folder: Any, plan: Any) -> No
 
 
 def _check(args: argparse.Namespace) -> int:
-    job, folder, plan = _planned(args, anew=False)
-    job.check(plan)
+    _, folder, plan = _planned(args, anew=False)
     emit(args, {"run": str(folder.path), "violations": []},
          lambda: f"no violations; {plan.certificate.line()}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from workbench.runs import RunFolder
 __all__ = ["write_page"]
 
 _KEY_FACTS = 4
+_UNITS = {"_usd_per_h": "$/h", "_bytes_per_s": "bytes/s", "_flops_per_s": "FLOP/s", "_per_s": "1/s", "_bytes": "bytes",
+          "_s": "s"}
 _CLOCKS = ("predicted", "simulated", "measured")
 
 
@@ -39,25 +42,25 @@ def write_page(job: Job, folder: RunFolder, plan: Any) -> Path:
     """Write ``report.html`` into the run folder from its stored plan and outcomes; returns its path."""
     planner = job.study.planner
     predicted = planner.predicted(job.problem, plan)
-    outcomes = [o for o in (folder.load_outcome(clock) for clock in _CLOCKS[1:]) if o is not None]
-    together, alone = _clocks(predicted, outcomes)
+    outcomes = [replace(o, timeline=folder.load_timeline(o.clock))
+                for o in (folder.load_outcome(clock) for clock in _CLOCKS[1:]) if o is not None]
     what = Section("What to do", [
         Decision(planner.in_words(plan)),
-        Facts([Fact(m.name.replace("_", " "), m.value, m.unit, m.about) for m in predicted[:_KEY_FACTS]]),
-        Table.of("The decision", planner.decision(plan)),
+        Facts([Fact(_name_and_unit(m.name)[0], m.value, m.unit, m.about) for m in predicted[:_KEY_FACTS]]),
+        _table("The decision", planner.decision(plan)),
     ])
     why = Section("Why to believe it", [
         plan.certificate,
         Checks("the plan", planner.check(job.problem, plan)),
         Sources(plan.sources),
     ])
-    clocks = Section("Predicted against simulated against measured", [together])
-    first, *others = (Table.of(title, rows, marked=_ours(rows))
-                      for title, rows in planner.comparison(job.problem, job.costs, plan))
+    together, alone = _clocks(predicted, outcomes)
+    clocks = Section("Predicted, simulated, measured", [*together, *_not_yet(job, outcomes)])
+    first, *others = (_table(title, rows) for title, rows in planner.comparison(job.problem, job.costs, plan))
     against = Section("Beside the alternatives", [first])
     own = [section for o in outcomes
            for section in _with_gantt(job.study.executor().sections(job.problem, plan, job.costs, o), o)]
-    behind = [*([alone] if alone is not None else []), *others]
+    behind: list[Block] = [*alone, *others]
     report = Report(
         f"{job.study.name}: {planner.headline(plan)}", job.study.title.removeprefix(f"{job.study.name}: "),
         sections=[what, why, clocks, against, *own, *_claims(job, folder),
@@ -80,52 +83,84 @@ def _commands(job: Job, folder: RunFolder) -> list[str]:
     return [f"wb report {job.source}", f"wb check {folder.path}", f"wb run {folder.path}"]
 
 
-def _ours(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The row of a comparison that is this plan's own, if one says so."""
-    return [k for k, row in enumerate(rows) if str(next(iter(row.values()), "")).startswith("this plan")]
-
-
-def _clocks(predicted: Sequence[Metric], outcomes: Sequence[Outcome]) -> tuple[Table | Text, Table | None]:
+def _clocks(predicted: Sequence[Metric], outcomes: Sequence[Outcome]) -> tuple[list[Block], list[Block]]:
     """Metrics known on several clocks with their distance from the prediction, and those known on one only."""
     present = ["predicted", *(o.clock for o in outcomes)]
     rows = side_by_side(tuple(predicted), *outcomes)
+    if not rows:
+        return [Text("Nothing was predicted, simulated or measured.")], []
     several = [r for r in rows if sum(r[c] is not None for c in present) > 1]
-    single = [r for r in rows if r not in several]
     if not several:
-        return _side_by_side("Predicted, not yet played or run", present, rows, apart=()), None
-    alone = _side_by_side("Metrics of one clock", present, single, apart=()) if single else None
-    return _side_by_side("One row a metric, one column a clock", present, several, apart=present[1:]), alone
+        return [_side_by_side("What is known so far", present, rows)], []
+    single = [r for r in rows if r not in several]
+    alone: list[Block] = [_side_by_side("Metrics that one clock alone has", present, single)] if single else []
+    return [_side_by_side("Metrics that several clocks have, and how far they lie from the prediction", present,
+                          several, apart=present[1:])], alone
 
 
 def _side_by_side(caption: str, present: Sequence[str], rows: Sequence[Mapping[str, Any]], *,
-                  apart: Sequence[str]) -> Table | Text:
-    if not rows:
-        return Text("Nothing was predicted or run.")
-    cells: list[list[Cell]] = [[r["metric"], *(r[c] for c in present), r["unit"],
-                                *(_apart(r["predicted"], r[c]) for c in apart)] for r in rows]
-    names = ("metric", *present, "unit", *(f"{clock} − predicted" for clock in apart))
-    return Table(caption, [Column(name) for name in names], cells, alike="rows")
+                  apart: Sequence[str] = ()) -> Table:
+    cells: list[list[Cell]] = [
+        [r["metric"], r["predicted"], *(c for clock in present[1:]
+                                        for c in (r[clock], *((_apart(r["predicted"], r[clock]),) if apart else ()))),
+         r["unit"]] for r in rows]
+    names = ["metric", "predicted"]
+    for clock in present[1:]:
+        names += [clock, "apart"] if apart else [clock]
+    return Table(caption, [Column(name) for name in (*names, "unit")], cells, alike="rows")
+
+
+def _not_yet(job: Job, outcomes: Sequence[Outcome]) -> list[Block]:
+    """What is missing beside the prediction, and what would add it."""
+    there = {o.clock for o in outcomes}
+    said = {"simulated": f"Nothing simulated yet: `wb simulate {job.source}` plays the plan on the virtual clock.",
+            "measured": f"Nothing measured yet: `wb run {job.source}` runs the plan for real, where the study can."}
+    return [Text(text) for clock, text in said.items() if clock not in there]
 
 
 def _apart(predicted: float | None, found: float | None) -> str:
-    """Distance from the prediction as a share of it."""
+    """Distance from the prediction: as a share of it, or as a multiple where it is large."""
     if predicted is None or found is None:
         return "–"
     if predicted == found:
         return "0 %"
-    if predicted == 0 or not 0.01 <= abs(found / predicted) <= 10:
-        return f"× {found / predicted:,.3g}" if predicted else "–"
-    return f"{100 * (found / predicted - 1):+.2g} %".replace("-", "−")
+    ratio = found / predicted if predicted else 0.0
+    if 0.5 <= ratio < 2:
+        return f"{100 * (ratio - 1):+.2g} %".replace("-", "−")
+    return f"× {_multiple(ratio)}" if ratio > 0 else "–"
+
+
+def _multiple(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
 
 def _with_gantt(sections: list[Section], outcome: Outcome) -> list[Section]:
-    """The study's sections of an outcome, and the Gantt chart of its timeline where the study draws nothing itself."""
+    """The study's sections of an outcome; the first gets the timeline's Gantt chart where the study draws nothing."""
     line = outcome.timeline
     if line is None or not len(line) or any(isinstance(b, Figure) for s in sections for b in s.blocks):
         return sections
     chart = Figure(plots.picture(plots.gantt, line, label=f"Gantt chart, {outcome.clock}"),
                    f"Who works when, {outcome.clock}; beside each row the share of time it is busy")
-    return [*sections, Section(f"Timeline, {outcome.clock}", [chart])]
+    first, *rest = sections or [Section(f"Timeline, {outcome.clock}", [])]
+    return [Section(first.heading, [*first.blocks, chart]), *rest]
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of a study as a table: keys such as ``makespan_s`` become a name and a unit, this plan's row stands out."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    own = [k for k, row in enumerate(rows) if str(next(iter(row.values()), "")).startswith("this plan")]
+    return Table(title, [Column(*_name_and_unit(key)) for key in keys],
+                 [[row.get(key) for key in keys] for row in rows], marked=own)
+
+
+def _name_and_unit(key: str) -> tuple[str, str]:
+    """The words and the unit of a key: ``rent_usd_per_h`` is the rent in $/h."""
+    for ending, unit in _UNITS.items():
+        if key.endswith(ending):
+            if ending == "_per_s" and key != "rate_per_s":
+                break  # samples per second are not samples
+            return key.removesuffix(ending).replace("_", " "), unit
+    return key.replace("_", " "), ""
 
 
 def _claims(job: Job, folder: RunFolder) -> list[Section]:

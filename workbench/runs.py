@@ -19,13 +19,16 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import CheckFailed, SpecError, nearest
 from workbench.files import atomic_path, write_atomic
 from workbench.job import Job, resolve
 from workbench.outcome import Metric, Outcome
 from workbench.spec import content_id, dump, parse
+
+if TYPE_CHECKING:
+    from workbench.timeline import Timeline
 
 __all__ = ["PLAN_VERSION", "RunFolder", "find", "machine_facts", "versions"]
 
@@ -131,14 +134,17 @@ class RunFolder:
         for name, table in outcome.tables.items():
             with atomic_path(self.path / outcome.clock / f"{name}.parquet") as part:
                 table.to_parquet(part)
+        line = self.path / outcome.clock / "timeline.json"
         if outcome.timeline is not None:
-            outcome.timeline.to_chrome_trace(self.path / outcome.clock / "timeline.json")
+            outcome.timeline.to_chrome_trace(line)
+        else:
+            line.unlink(missing_ok=True)  # of an earlier outcome
         body = {"clock": outcome.clock, "metrics": [asdict(m) for m in outcome.metrics],
                 "counters": dict(outcome.counters), "tables": sorted(outcome.tables)}
         return self._write_json(f"{outcome.clock}.json", body)
 
     def load_outcome(self, clock: str) -> Outcome | None:
-        """The stored outcome of one clock with its tables, or ``None`` when there is none. Timelines stay on disk."""
+        """The stored outcome of one clock with its tables, or ``None``; see also ``load_timeline``."""
         if not self.has(f"{clock}.json"):
             return None
         import pandas as pd
@@ -147,6 +153,13 @@ class RunFolder:
         tables = {name: pd.read_parquet(self.path / clock / f"{name}.parquet") for name in body["tables"]}
         return Outcome(clock=body["clock"], metrics=tuple(parse(Metric, m) for m in body["metrics"]),
                        counters=body["counters"], tables=tables)
+
+    def load_timeline(self, clock: str) -> Timeline | None:
+        """The stored timeline of one clock, or ``None`` when its outcome had none."""
+        from workbench.timeline import Timeline
+
+        path = self.path / clock / "timeline.json"
+        return Timeline.from_chrome_trace(path) if path.exists() else None
 
     def manifest(self) -> dict[str, Any]:
         """What was stored beside the plan: spec, argv, versions, machine, profiles, solver and gap."""
