@@ -35,6 +35,7 @@ __all__ = ["write_page"]
 _KEY_FACTS = 4
 _UNITS = {"_usd_per_h": "$/h", "_bytes_per_s": "bytes/s", "_flops_per_s": "FLOP/s", "_per_s": "1/s", "_bytes": "bytes",
           "_s": "s"}
+_PREFIXED = {"s": "s", "bytes": "B", "bytes/s": "B/s", "FLOP/s": "FLOP/s"}
 _CLOCKS = ("predicted", "simulated", "measured")
 
 
@@ -46,7 +47,7 @@ def write_page(job: Job, folder: RunFolder, plan: Any) -> Path:
                 for o in (folder.load_outcome(clock) for clock in _CLOCKS[1:]) if o is not None]
     what = Section("What to do", [
         Decision(planner.in_words(plan)),
-        Facts([Fact(_name_and_unit(m.name)[0], m.value, m.unit, m.about) for m in predicted[:_KEY_FACTS]]),
+        Facts([_fact(m) for m in predicted[:_KEY_FACTS]]),
         _table("The decision", planner.decision(plan)),
     ])
     why = Section("Why to believe it", [
@@ -68,6 +69,14 @@ def write_page(job: Job, folder: RunFolder, plan: Any) -> Path:
                   Section("How to repeat it", [Commands(_commands(job, folder)), Manifest(folder.manifest())])],
         about=_about(job, folder))
     return report.write(folder.path / "report.html")
+
+
+def _fact(metric: Metric) -> Fact:
+    """A metric as a key number; very small and very large ones with a metric prefix."""
+    name, value = _name_and_unit(metric.name)[0], metric.value
+    if metric.unit in _PREFIXED and value and not 0.1 <= abs(value) < 10_000:
+        return Fact(name, plots.si(value, _PREFIXED[metric.unit]), note=metric.about)
+    return Fact(name, value, metric.unit, metric.about)
 
 
 def _about(job: Job, folder: RunFolder) -> dict[str, str]:
@@ -92,8 +101,10 @@ def _clocks(predicted: Sequence[Metric], outcomes: Sequence[Outcome]) -> tuple[l
     several = [r for r in rows if sum(r[c] is not None for c in present) > 1]
     if not several:
         return [_side_by_side("What is known so far", present, rows)], []
-    single = [r for r in rows if r not in several]
-    alone: list[Block] = [_side_by_side("Metrics that one clock alone has", present, single)] if single else []
+    single: list[list[Cell]] = [[_words(r), next(r[c] for c in present if r[c] is not None),
+                                 next(c for c in present if r[c] is not None)] for r in rows if r not in several]
+    columns = [Column(name) for name in ("metric", "value", "known by")]
+    alone: list[Block] = [Table("Metrics that one clock alone has", columns, single, alike="rows")] if single else []
     return [_side_by_side("Metrics that several clocks have, and how far they lie from the prediction", present,
                           several, apart=present[1:])], alone
 
@@ -101,13 +112,19 @@ def _clocks(predicted: Sequence[Metric], outcomes: Sequence[Outcome]) -> tuple[l
 def _side_by_side(caption: str, present: Sequence[str], rows: Sequence[Mapping[str, Any]], *,
                   apart: Sequence[str] = ()) -> Table:
     cells: list[list[Cell]] = [
-        [r["metric"], r["predicted"], *(c for clock in present[1:]
-                                        for c in (r[clock], *((_apart(r["predicted"], r[clock]),) if apart else ()))),
-         r["unit"]] for r in rows]
+        [_words(r), r["predicted"], *(c for clock in present[1:]
+                                      for c in (r[clock], *((_apart(r["predicted"], r[clock]),) if apart else ())))]
+        for r in rows]
     names = ["metric", "predicted"]
     for clock in present[1:]:
         names += [clock, "apart"] if apart else [clock]
-    return Table(caption, [Column(name) for name in (*names, "unit")], cells, alike="rows")
+    return Table(caption, [Column(name) for name in names], cells, alike="rows")
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """A metric's name in words, with its unit unless the words say it."""
+    name = _name_and_unit(row["metric"])[0]
+    return f"{name} ({row['unit']})" if row["unit"] and " per " not in name else name
 
 
 def _not_yet(job: Job, outcomes: Sequence[Outcome]) -> list[Block]:
