@@ -26,8 +26,8 @@ _METRICS = 3
 
 def toy_spec(name: str) -> Path:
     """The small problem of study ``name``."""
-    toy = studies.data_folder("specs") / "toy" / f"{name}.toml"
-    return toy if toy.exists() else studies.data_folder("specs") / f"{name}.toml"
+    toy = studies.data_file("specs/toy", f"{name}.toml")
+    return toy if toy.exists() else studies.data_file("specs", f"{name}.toml")
 
 
 def tour(root: Path | str, *, tell: Callable[[str], None] = lambda _: None
