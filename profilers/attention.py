@@ -18,8 +18,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from profilers.family import GridAxis, Op, Point, Prepared, Work
+from profilers.family import GridAxis, Op, Point, Prepared, Work, in_turn
 from profilers.gemm import DTYPES
+from profilers.gpu import kernels_for
 from profilers.pq import gather_rows
 
 __all__ = ["OPS", "decode", "decode_selected", "prefill"]
@@ -28,19 +29,22 @@ _TRIAL_ROWS, _TRIALS = 8192, 5
 
 
 def prefill(q_BHTD: torch.Tensor, k_BNTD: torch.Tensor, v_BNTD: torch.Tensor) -> torch.Tensor:
-    """Causal attention of whole prompts, (B, H, T, D) with H = N G; KV heads are expanded as views, not copied."""
-    b, heads, t, d = q_BHTD.shape
-    n = k_BNTD.shape[1]
-    shape = (b, n, heads // n, t, d)
-    k, v = (x[:, :, None].expand(shape).reshape(b, heads, t, d) for x in (k_BNTD, v_BNTD))
-    return torch.nn.functional.scaled_dot_product_attention(q_BHTD, k, v, is_causal=True)
+    """Causal attention of whole prompts, (B, H, T, D) with H = N G; shared KV heads are not expanded."""
+    return torch.nn.functional.scaled_dot_product_attention(q_BHTD, k_BNTD, v_BNTD, is_causal=True, enable_gqa=True)
 
 
 def decode(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> torch.Tensor:
     """One new token a sequence over all cached rows: (B, N, G, D)."""
+    kernels = kernels_for(q_BNGD, "attention")
+    if kernels is not None and _power_of_two(q_BNGD.shape[3]):
+        return kernels.decode(q_BNGD, k_BNSD, v_BNSD)
     if q_BNGD.device.type != "cpu":
         return _fused(q_BNGD, k_BNSD, v_BNSD)
     return _quicker(q_BNGD.dtype, q_BNGD.shape[2], q_BNGD.shape[3])(q_BNGD, k_BNSD, v_BNSD)
+
+
+def _power_of_two(width: int) -> bool:
+    return width & (width - 1) == 0
 
 
 def _fused(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> torch.Tensor:
@@ -75,11 +79,17 @@ def _quicker(dtype: torch.dtype, group: int, head_dim: int) -> Callable[..., tor
 def decode_selected(q_NGD: torch.Tensor, k_NSD: torch.Tensor, v_NSD: torch.Tensor,
                     selected_NK: torch.Tensor) -> torch.Tensor:
     """One new token over selected rows of each KV head: (N, G, D)."""
+    kernels = kernels_for(q_NGD, "attention")
+    if kernels is not None and _power_of_two(q_NGD.shape[2]):
+        return kernels.decode_selected(q_NGD, k_NSD, v_NSD, selected_NK)
     k, v = gather_rows(k_NSD, selected_NK), gather_rows(v_NSD, selected_NK)
     return decode(q_NGD[None], k[None], v[None])[0]
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype: str) -> torch.Tensor:
+    if device == "cuda":  # gigabytes of caches are drawn where they are used
+        source = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
+        return torch.randn(shape, device=device, dtype=DTYPES[dtype], generator=source)
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device, DTYPES[dtype])
 
 
@@ -100,13 +110,23 @@ def _cache(p: Point, rows: int, device: str, rng: np.random.Generator) -> tuple[
 
 def _prepare_decode(point: Point, device: str, rng: np.random.Generator) -> Prepared:
     q, k, v = _cache(point, point["context"], device, rng)
-    return Prepared(lambda: decode(q, k, v))
+
+    def one() -> Callable[[], torch.Tensor]:
+        keys, values = k.clone(), v.clone()
+        return lambda: decode(q, keys, values)
+
+    return in_turn(one, k.nbytes + v.nbytes, device)
 
 
 def _prepare_selected(point: Point, device: str, rng: np.random.Generator) -> Prepared:
     q, k, v = (x[0] for x in _cache(point, point["context"], device, rng))
     chosen = torch.from_numpy(rng.integers(0, point["context"], (point["kv_heads"], point["selected"]))).to(device)
-    return Prepared(lambda: decode_selected(q, k, v, chosen))
+
+    def one() -> Callable[[], torch.Tensor]:
+        keys, values = k.clone(), v.clone()
+        return lambda: decode_selected(q, keys, values, chosen)
+
+    return in_turn(one, k.nbytes + v.nbytes, device)
 
 
 def _prefill_work(p: Point) -> Work:
@@ -127,11 +147,16 @@ _SMALL: tuple[dict[str, str | int], ...] = ({"heads": 9, "kv_heads": 3, "head_di
 OPS = (
     Op(name="attention_prefill", about="causal attention of prompts", variants=_SMALL + _HEADS[:1],
        prepare=_prepare_prefill, work=_prefill_work,
-       axes=(GridAxis("batch", (1, 4)), GridAxis("tokens", (16, 64, 256)))),
+       axes=(GridAxis("batch", (1, 4)), GridAxis("tokens", (16, 64, 256))),
+       on_cuda={"variants": _HEADS[1:], "axes": (GridAxis("batch", (1, 8)), GridAxis("tokens", (128, 1024, 8192)))}),
     Op(name="attention_decode", about="one token over all cached rows", variants=_SMALL + _HEADS,
        prepare=_prepare_decode, work=lambda p: _over_rows(p, p["batch"] * p["context"]),
-       axes=(GridAxis("batch", (1, 4)), GridAxis("context", (64, 512, 4096)))),
+       axes=(GridAxis("batch", (1, 4)), GridAxis("context", (64, 512, 4096))),
+       on_cuda={"variants": _HEADS[1:],
+                "axes": (GridAxis("batch", (1, 8, 64)), GridAxis("context", (256, 2048, 16384)))}),
     Op(name="attention_selected", about="one token over selected rows, gathered", variants=_HEADS[:1],
        prepare=_prepare_selected, work=lambda p: _over_rows(p, p["selected"]),
-       axes=(GridAxis("context", (4096, 32768)), GridAxis("selected", (64, 512, 4096)))),
+       axes=(GridAxis("context", (4096, 32768)), GridAxis("selected", (64, 512, 4096))),
+       on_cuda={"variants": _HEADS[1:],
+                "axes": (GridAxis("context", (32768, 131072)), GridAxis("selected", (64, 1024, 16384)))}),
 )

@@ -44,7 +44,7 @@ class Campaign:
 
     Args:
         names: families or ops; none means all that run on the device.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``. ``left_out`` says which ops it cannot run here, and why.
         folder: the profile folder; its journal is read, so that nothing is measured twice.
         error_target: estimated interpolation error below which a gap is left alone.
 
@@ -58,8 +58,11 @@ class Campaign:
             CudaTimer()
         self.device, self.folder, self.error_target = device, Path(folder), error_target
         found = ops_of(list(names), device)
+        self.left_out = {op.name: why for _, op in found if (why := op.lacking(device)) is not None}
+        found = [(family, op) for family, op in found if op.name not in self.left_out]
         if not found:
-            raise WorkbenchError(f"none of these kernels runs on {device}")
+            reasons = "; ".join(f"{name} {why}" for name, why in self.left_out.items())
+            raise WorkbenchError(f"none of these kernels runs on {device}" + (f": {reasons}" if reasons else ""))
         self.series = [Series(op, keys) for _, op in found for keys in op.variants]
 
     def plan_rows(self) -> list[dict[str, Any]]:

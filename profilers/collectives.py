@@ -1,4 +1,4 @@
-"""Collectives and point-to-point messages between ranks of one machine (gloo on CPUs).
+"""Collectives and point-to-point messages between ranks of one machine (gloo on CPUs, NCCL with one rank a GPU).
 
 ``bytes`` is the size of each rank's input tensor (for an all-gather: of its part). This process is rank 0; the others
 are spawned, and are told before every timed block how many calls follow, so no call waits for anything but its peers.
@@ -27,6 +27,7 @@ __all__ = ["OPS", "call_of", "close_groups"]
 
 _FLOAT_BYTES = 4
 _PATIENCE = datetime.timedelta(seconds=60)
+_RANKS = 2
 
 
 def call_of(op: str, size_bytes: int, device: str) -> Callable[[], Any]:
@@ -59,8 +60,21 @@ def call_of(op: str, size_bytes: int, device: str) -> Callable[[], Any]:
     return there_and_back
 
 
+def _own(device: str, rank: int) -> str:
+    """The device of a rank."""
+    return f"cuda:{rank}" if device == "cuda" else device
+
+
+def _too_few_gpus(device: str) -> str | None:
+    if device == "cuda" and torch.cuda.device_count() < _RANKS:
+        return f"needs {_RANKS} GPUs, this machine has {torch.cuda.device_count()}"
+    return None
+
+
 def _join(store: str, rank: int, ranks: int, device: str) -> None:
     torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
     dist.init_process_group("gloo" if device == "cpu" else "nccl", init_method=Path(store).as_uri(), rank=rank,
                             world_size=ranks, timeout=_PATIENCE)
 
@@ -77,11 +91,13 @@ def _follow(pipe: Connection, store: str, rank: int, ranks: int, device: str) ->
     while (told := pipe.recv()) is not None:
         if isinstance(told, tuple):
             op, size_bytes = told
-            call = call_of(op, size_bytes, device)
+            call = call_of(op, size_bytes, _own(device, rank))
             continue
         assert call is not None
         for _ in range(told):
             call()
+        if device == "cuda":
+            torch.cuda.synchronize()
     dist.destroy_process_group()
 
 
@@ -131,8 +147,9 @@ def close_groups() -> None:
 class _GroupTimer:
     """Wall time of rank 0, with the other ranks told how many calls to join in."""
 
-    def __init__(self, pipes: list[Connection], messages: int) -> None:
+    def __init__(self, pipes: list[Connection], messages: int, device: str) -> None:
         self._pipes, self._messages = pipes, messages
+        self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
         self.processes = 1 + len(pipes)
 
     def block(self, kernel: Callable[[], Any], calls: int) -> float:
@@ -141,18 +158,21 @@ class _GroupTimer:
             pipe.send(calls + 1)
         # One call that is not timed: everybody has arrived when it ends.
         kernel()
+        self._wait()
         start = time.perf_counter()
         for _ in range(calls):
             kernel()
+        self._wait()
         return (time.perf_counter() - start) / self._messages
 
 
 def _prepare(op: str) -> Callable[..., Prepared]:
     def prepare(point: Point, device: str, rng: np.random.Generator) -> Prepared:
-        group = _group(point.get("ranks", 2), device)
+        group = _group(point.get("ranks", _RANKS), device)
         for pipe in group.pipes:
             pipe.send((op, point["bytes"]))
-        return Prepared(call_of(op, point["bytes"], device), _GroupTimer(group.pipes, 2 if op == "p2p" else 1))
+        return Prepared(call_of(op, point["bytes"], _own(device, 0)),
+                        _GroupTimer(group.pipes, 2 if op == "p2p" else 1, device))
 
     return prepare
 
@@ -160,7 +180,7 @@ def _prepare(op: str) -> Callable[..., Prepared]:
 def _moved(op: str) -> Callable[[Point], Work]:
     """Bytes a rank sends in the bandwidth-optimal schedule."""
     def work(point: Point) -> Work:
-        ranks = point.get("ranks", 2)
+        ranks = point.get("ranks", _RANKS)
         share = {"all_reduce": 2 * (ranks - 1) / ranks, "all_gather": ranks - 1, "p2p": 1}.get(op, (ranks - 1) / ranks)
         return Work(0.0, share * point["bytes"])
 
@@ -169,9 +189,9 @@ def _moved(op: str) -> Callable[[Point], Work]:
 
 _BYTES = GridAxis("bytes", (1024, 65536, 1 << 20, 1 << 24), step=64)
 OPS = (
-    *(Op(name=name, about="collective between ranks of one machine", variants=({"ranks": 2},), axes=(_BYTES,),
-         prepare=_prepare(name), work=_moved(name), devices=("cpu",), finish=close_groups)
+    *(Op(name=name, about="collective between ranks of one machine", variants=({"ranks": _RANKS},), axes=(_BYTES,),
+         prepare=_prepare(name), work=_moved(name), lacking=_too_few_gpus, finish=close_groups)
       for name in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")),
     Op(name="p2p", about="one message between two ranks of one machine", axes=(_BYTES,), prepare=_prepare("p2p"),
-       work=_moved("p2p"), devices=("cpu",), finish=close_groups),
+       work=_moved("p2p"), lacking=_too_few_gpus, finish=close_groups),
 )

@@ -7,7 +7,9 @@ how many operations and bytes a call needs at least (for rooflines).
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +17,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from profilers.harness import Timer
+from profilers.harness import GRAPH_CALLS, Timer
 from workbench.costs import Axis, Scale
 from workbench.errors import SpecError, nearest
 
-__all__ = ["GridAxis", "Op", "Point", "Prepared", "Work", "families", "ops_of"]
+__all__ = ["GridAxis", "Op", "Point", "Prepared", "Work", "families", "in_turn", "ops_of"]
+
+_COLD_BYTES = 256 << 20
 
 Point = Mapping[str, Any]
 
@@ -58,7 +62,11 @@ class Prepare(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Op:
-    """One measured operation; ``finish`` frees what its calls share once a campaign is over."""
+    """One measured operation.
+
+    ``finish`` frees what its calls share once a campaign is over; ``lacking`` says why a device cannot run it here;
+    ``on_cuda`` replaces axes and variants on GPUs, whose kernels are worth measuring at larger sizes.
+    """
 
     name: str
     about: str
@@ -69,10 +77,28 @@ class Op:
     devices: tuple[str, ...] = ("cpu", "cuda")
     times: Scale = "log"
     finish: Callable[[], None] | None = None
+    lacking: Callable[[str], str | None] = lambda device: None
+    on_cuda: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def on(self, device: str) -> Op:
+        """The op with the axes and variants of a device."""
+        return dataclasses.replace(self, **self.on_cuda) if device == "cuda" and self.on_cuda else self
 
     def table_axes(self) -> tuple[Axis, ...]:
         """The axes as a profile table has them."""
         return tuple(Axis(a.name, a.scale) for a in self.axes)
+
+
+def in_turn(make: Callable[[], Callable[[], Any]], held_bytes: float, device: str) -> Prepared:
+    """A call ready to be timed whose operands are found as a real program leaves them.
+
+    On a GPU several copies of the operands take turns, so many that none is still in the last-level cache when its
+    turn comes again; a weight matrix or a KV cache of a served model is not there either. On a CPU there is one copy:
+    its caches are small beside the operands that matter.
+    """
+    copies = 1 if device == "cpu" else min(GRAPH_CALLS, max(1, int(_COLD_BYTES // max(held_bytes, 1.0))))
+    calls = itertools.cycle([make() for _ in range(copies)])
+    return Prepared(lambda: next(calls)())
 
 
 def families() -> dict[str, tuple[Op, ...]]:
@@ -99,5 +125,5 @@ def ops_of(names: Sequence[str], device: str) -> list[tuple[str, Op]]:
             close = nearest(name, allowed)
             raise SpecError(f"no kernel family or op is called {name!r}", allowed=allowed,
                             hint=f"did you mean {close!r}?" if close else None, next_command="wb profile --help")
-    return [(family, op) for family, op in everything
+    return [(family, op.on(device)) for family, op in everything
             if device in op.devices and (not names or family in names or op.name in names)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
-from profilers.family import GridAxis, Op, Point, Prepared, Work
+from profilers.family import GridAxis, Op, Point, Prepared, Work, in_turn
 
 __all__ = ["OPS", "gemm"]
 
@@ -21,7 +23,12 @@ def _prepare(point: Point, device: str, rng: np.random.Generator) -> Prepared:
     dtype = DTYPES[point["dtype"]]
     x = torch.from_numpy(rng.standard_normal((point["m"], point["k"]), dtype=np.float32)).to(device, dtype)
     weight = torch.from_numpy(rng.standard_normal((point["n"], point["k"]), dtype=np.float32)).to(device, dtype)
-    return Prepared(lambda: gemm(x, weight))
+
+    def one() -> Callable[[], torch.Tensor]:
+        own = weight.clone()
+        return lambda: gemm(x, own)
+
+    return in_turn(one, weight.nbytes, device)
 
 
 def _work(point: Point) -> Work:
@@ -32,5 +39,8 @@ def _work(point: Point) -> Work:
 OPS = (
     Op(name="gemm", about="linear layer", variants=({"dtype": "fp32"}, {"dtype": "bf16"}), prepare=_prepare, work=_work,
        axes=(GridAxis("n", (128, 512, 2048), step=16), GridAxis("k", (128, 512, 2048), step=16),
-             GridAxis("m", (1, 4, 16, 64, 256)))),
+             GridAxis("m", (1, 4, 16, 64, 256))),
+       on_cuda={"variants": ({"dtype": "bf16"}, {"dtype": "fp32"}),
+                "axes": (GridAxis("n", (1024, 4096, 16384), step=128), GridAxis("k", (1024, 4096, 16384), step=128),
+                         GridAxis("m", (1, 16, 128, 1024, 8192)))}),
 )

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from profilers.family import GridAxis, Op, Point, Prepared, Work
+from profilers.gpu import kernels_for
 from workbench.errors import SpecError
 
 __all__ = ["OPS", "Buckets", "bucket", "codes", "combine", "restore", "rotations"]
 
 _ROWS_AT_ONCE = 512
+_LEAST_TENSOR_CORE = 16
 
 
 class Buckets(NamedTuple):
@@ -50,6 +52,10 @@ def codes(x_TH: torch.Tensor, rotations_HLR: torch.Tensor, hashes: int) -> torch
     On a CPU the largest magnitude is found by a vectorised maximum, and its place from one bit a coordinate: several
     times quicker than an arg-max over short rows, and equal to it, ties included.
     """
+    kernels = kernels_for(x_TH, "lsh")
+    width = rotations_HLR.shape[1] // hashes
+    if kernels is not None and width >= _LEAST_TENSOR_CORE and width & (width - 1) == 0:
+        return kernels.codes(x_TH.float(), rotations_HLR, hashes)
     y = x_TH.float() @ rotations_HLR
     y_TLR = y.view(len(y), hashes, y.shape[1] // hashes)
     if y.device.type == "cpu" and y_TLR.shape[-1] in (8, 16, 32, 64):
@@ -109,8 +115,12 @@ def bucket(x_TH: torch.Tensor, keys_T: torch.Tensor) -> Buckets:
     centroid + residual gives the row back.
     """
     _, inverse, counts = torch.unique(keys_T, return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(counts), x_TH.shape[1], device=x_TH.device).index_add_(0, inverse, x_TH.float())
-    centroids = sums.div_(counts[:, None])
+    kernels = kernels_for(x_TH, "lsh")
+    if kernels is not None:  # fixed order of summation, where index_add's atomics have none
+        centroids = kernels.segment_centroids(x_TH, inverse, counts)
+    else:
+        sums = torch.zeros(len(counts), x_TH.shape[1], device=x_TH.device).index_add_(0, inverse, x_TH.float())
+        centroids = sums.div_(counts[:, None])
     residual = x_TH - centroids.to(x_TH.dtype).index_select(0, inverse)
     return Buckets(centroids, inverse, counts, residual)
 
@@ -154,12 +164,15 @@ def _hash_work(p: Point) -> Work:
 
 _ROWS = GridAxis("rows", (256, 1024, 4096))
 _WIDTH = GridAxis("width", (256, 768, 2048), step=16)
+_LARGER = {"axes": (GridAxis("width", (768, 2048, 6144), step=64), GridAxis("rows", (1024, 4096, 16384)))}
 OPS = (
     Op(name="lsh_hash", about="cross-polytope codes of rows", prepare=_prepare_hash, work=_hash_work,
        variants=({"rotation": 32, "hashes": 2}, {"rotation": 32, "hashes": 6}, {"rotation": 8, "hashes": 6}),
-       axes=(_WIDTH, _ROWS)),
+       axes=(_WIDTH, _ROWS), on_cuda=_LARGER),
     Op(name="lsh_bucket", about="unique keys, centroids and residuals", prepare=_prepare_bucket, axes=(_WIDTH, _ROWS),
+       on_cuda=_LARGER,
        work=lambda p: Work(2.0 * p["rows"] * p["width"], 12.0 * p["rows"] * p["width"])),
     Op(name="lsh_restore", about="rows from expert outputs and residuals", prepare=_prepare_restore,
-       axes=(_WIDTH, _ROWS), work=lambda p: Work(1.0 * p["rows"] * p["width"], 9.0 * p["rows"] * p["width"])),
+       axes=(_WIDTH, _ROWS), on_cuda=_LARGER,
+       work=lambda p: Work(1.0 * p["rows"] * p["width"], 9.0 * p["rows"] * p["width"])),
 )

@@ -19,6 +19,7 @@ from profilers.family import GridAxis, Op, Point, Prepared, Work
 __all__ = ["OPS", "copy", "drop_cached", "read_file", "write_file"]
 
 _SIZES = (4096, 65536, 1 << 20, 1 << 24, 1 << 27)
+_GPU_SIZES = {"axes": (GridAxis("bytes", (4096, 1 << 18, 1 << 24, 1 << 28, 1 << 32), step=64),)}
 
 
 def copy(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -51,7 +52,8 @@ def _bytes(point: Point, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _prepare_copy(point: Point, device: str, rng: np.random.Generator) -> Prepared:
-    source = torch.from_numpy(_bytes(point, rng)).to(device)
+    source = torch.randint(0, 256, (int(point["bytes"]),), dtype=torch.uint8, device=device) if device != "cpu" else (
+        torch.from_numpy(_bytes(point, rng)))
     target = torch.zeros_like(source)
     return Prepared(lambda: copy(target, source))
 
@@ -78,7 +80,7 @@ def _prepare_disk(point: Point, device: str, rng: np.random.Generator) -> Prepar
 
 OPS = (
     Op(name="memory_copy", about="copy within one memory", prepare=_prepare_copy,
-       axes=(GridAxis("bytes", _SIZES, step=64),), work=lambda p: Work(0.0, 2.0 * p["bytes"])),
+       axes=(GridAxis("bytes", _SIZES, step=64),), on_cuda=_GPU_SIZES, work=lambda p: Work(0.0, 2.0 * p["bytes"])),
     Op(name="host_device", about="copy between pinned host memory and the device", prepare=_prepare_host,
        variants=({"way": "to_device"}, {"way": "to_host"}), devices=("cuda",),
        axes=(GridAxis("bytes", _SIZES, step=64),), work=lambda p: Work(0.0, float(p["bytes"]))),

@@ -13,12 +13,14 @@ J joint codes, K selected. Codes are one byte each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from profilers.family import GridAxis, Op, Point, Prepared, Work
+from profilers.family import GridAxis, Op, Point, Prepared, Work, in_turn
+from profilers.gpu import kernels_for
 from workbench.errors import SpecError
 
 __all__ = ["OPS", "Inverted", "assign", "gather_rows", "kmeans", "lookup_table", "scan", "search_scan"]
@@ -60,6 +62,9 @@ def lookup_table(q_NGD: torch.Tensor, centroids_NMCD: torch.Tensor) -> torch.Ten
 
 def scan(table_NGMC: torch.Tensor, codes_NMS: torch.Tensor) -> torch.Tensor:
     """(N, G, S) scores of all tokens: table rows [centroid, G] gathered by code, summed over sub-spaces."""
+    kernels = kernels_for(table_NGMC, "pq")
+    if kernels is not None:
+        return kernels.scan(table_NGMC, codes_NMS)
     heads = []
     for table_GMC, codes_MS in zip(table_NGMC, codes_NMS, strict=True):
         rows_MCG = table_GMC.permute(1, 2, 0).contiguous()
@@ -85,10 +90,13 @@ def gather_rows(rows_NSD: torch.Tensor, selected_NK: torch.Tensor) -> torch.Tens
 
 @dataclass(frozen=True, eq=False)
 class Inverted:
-    """Tokens of each KV head in order of joint code; ``first_NJ`` (N, J + 1) says where each code's tokens start."""
+    """Tokens of each KV head in order of joint code; ``first_NJ`` (N, J + 1) says where each code's tokens start.
 
-    tokens_NS: np.ndarray
-    first_NJ: np.ndarray
+    Both int64 and on the device of the codes.
+    """
+
+    tokens_NS: torch.Tensor
+    first_NJ: torch.Tensor
     clusters: int
 
     @classmethod
@@ -110,29 +118,45 @@ class Inverted:
         first = np.zeros((n, joint_codes + 1), dtype=np.int64)
         for head in range(n):
             np.cumsum(np.bincount(joint[head], minlength=joint_codes), out=first[head, 1:])
-        return cls(np.argsort(joint, axis=1, kind="stable"), first, clusters)
+        tokens = np.argsort(joint, axis=1, kind="stable")
+        return cls(torch.from_numpy(tokens).to(codes_NMS.device), torch.from_numpy(first).to(codes_NMS.device),
+                   clusters)
 
-    def shares(self, table_NGMC: torch.Tensor, scale: float) -> np.ndarray:
+    def shares(self, table_NGMC: torch.Tensor, scale: float) -> torch.Tensor:
         """(N, J) probability of one token of each joint code, summed over the query heads."""
         n, g, m, _ = table_NGMC.shape
         table = table_NGMC * scale
         table = table - table.amax(-1, keepdim=True)
         # exp of a sum is a product: one exponential a table entry instead of one a joint code.
         powers = table.exp_()
-        counts = torch.from_numpy(np.diff(self.first_NJ).astype(np.float32))
+        counts = self.first_NJ.diff().float()
         joint = powers[:, :, 0]
         for i in range(1, m):
             joint = (joint[..., None] * powers[:, :, i, None, :]).reshape(n, g, -1)
         total = torch.bmm(joint, counts[..., None])
-        return torch.bmm(total.reciprocal_().transpose(1, 2), joint).squeeze(1).numpy()
+        return torch.bmm(total.reciprocal_().transpose(1, 2), joint).squeeze(1)
 
     def search(self, table_NGMC: torch.Tensor, *, k: int, scale: float) -> torch.Tensor:
         """(N, K) tokens of the largest summed probabilities; within the last group the earliest tokens."""
         shares = self.shares(table_NGMC, scale)
+        if shares.device.type != "cpu":
+            return self._fill_all(shares, k)
         chosen = np.empty((len(shares), k), dtype=np.int64)
-        for head, share in enumerate(shares):
-            chosen[head] = _fill(share, self.first_NJ[head], self.tokens_NS[head], k)
+        first, tokens = self.first_NJ.numpy(), self.tokens_NS.numpy()
+        for head, share in enumerate(shares.numpy()):
+            chosen[head] = _fill(share, first[head], tokens[head], k)
         return torch.from_numpy(chosen)
+
+    def _fill_all(self, shares_NJ: torch.Tensor, k: int) -> torch.Tensor:
+        """The same rule for all heads at once, without a size that depends on values (no wait for the device)."""
+        sizes = self.first_NJ.diff()
+        order = torch.where(sizes > 0, shares_NJ, -1.0).argsort(dim=1, descending=True, stable=True)
+        taken = sizes.gather(1, order)
+        ends = taken.cumsum(1)
+        place = torch.arange(k, device=shares_NJ.device).expand(len(shares_NJ), k).contiguous()
+        group = torch.searchsorted(ends, place, right=True)
+        inside = place - (ends - taken).gather(1, group)
+        return self.tokens_NS.gather(1, self.first_NJ.gather(1, order.gather(1, group)) + inside)
 
 
 def _fill(share_J: np.ndarray, first_J: np.ndarray, tokens_S: np.ndarray, k: int) -> np.ndarray:
@@ -171,8 +195,8 @@ def _prepare_scan(point: Point, device: str, rng: np.random.Generator) -> Prepar
 
 
 def _prepare_search(point: Point, device: str, rng: np.random.Generator) -> Prepared:
-    table = _table(point, "cpu", rng)
-    groups = Inverted.of(_codes(point, rng), 1 << point["bits"])
+    table = _table(point, device, rng)
+    groups = Inverted.of(_codes(point, rng).to(device), 1 << point["bits"])
     return Prepared(lambda: groups.search(table, k=max(1, point["tokens"] // 20), scale=1.0))
 
 
@@ -184,7 +208,12 @@ def _prepare_topk(point: Point, device: str, rng: np.random.Generator) -> Prepar
 def _prepare_gather(point: Point, device: str, rng: np.random.Generator) -> Prepared:
     rows = torch.from_numpy(rng.standard_normal((8, point["tokens"], 128), dtype=np.float32)).to(device)
     chosen = torch.from_numpy(rng.integers(0, point["tokens"], (8, point["k"]))).to(device)
-    return Prepared(lambda: gather_rows(rows, chosen))
+
+    def one() -> Callable[[], torch.Tensor]:
+        own = rows.clone()
+        return lambda: gather_rows(own, chosen)
+
+    return in_turn(one, rows.nbytes, device)
 
 
 def _scan_work(p: Point) -> Work:
@@ -200,7 +229,7 @@ OPS = (
        work=lambda p: Work(2.0 * p["tokens"] * p["width"] * (1 << p["bits"]), 8.0 * p["tokens"] * p["width"])),
     Op(name="pq_scan", about="scores of all tokens by table look-up", variants=(_SHAPE,), axes=(_TOKENS,),
        prepare=_prepare_scan, work=_scan_work),
-    Op(name="pq_search", about="the best 5 % of the tokens by joint code", variants=(_SHAPE,), devices=("cpu",),
+    Op(name="pq_search", about="the best 5 % of the tokens by joint code", variants=(_SHAPE,),
        prepare=_prepare_search, axes=(GridAxis("tokens", (8192, 32768, 131072)),),
        work=lambda p: Work(2.0 * p["kv_heads"] * p["group"] * (1 << p["bits"] * p["subspaces"]),
                            8.0 * p["kv_heads"] * (1 << p["bits"] * p["subspaces"]))),

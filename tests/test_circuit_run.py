@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import itertools
 import math
@@ -22,7 +21,6 @@ from hypothesis import strategies as st
 from executors.circuit import run, simulate, verify
 from executors.circuit.compiled import Compiled, Engine, engine, native_engine
 from executors.circuit.costs import CLASSES, classes_of, kernel_table, predict
-from executors.circuit.gpu import GATE, DenseKernel, TileKernelArguments, available, kernel_programs, source
 from executors.circuit.interpreted import Interpreter
 from executors.circuit.local import TileShape, compile_circuit, execute
 from executors.circuit.lower import Lowering
@@ -40,7 +38,7 @@ from executors.circuit.outofcore import run_on_file
 from executors.circuit.run import run_in_process
 from executors.circuit.sharded import compile_plan, engine_for, exchange_bytes
 from executors.circuit.simulate import FittedCosts, exchange_seconds, run_seconds, transitions
-from executors.circuit.state import allocate, gather
+from executors.circuit.state import gather
 from executors.circuit.tiling import tile_kernels
 from planners.circuit import Circuit, Gate, Kernel, KernelTable, Machine, Plan, Problem, Source, Stage
 from planners.circuit.gateset import BUILDERS
@@ -281,7 +279,7 @@ def test_tiles_hold_what_they_mix_and_keep_the_order_of_what_does_not_commute(se
     for gate in circuit.gates:
         lowering.add(gate)
     primitives = lowering.take()
-    from executors.circuit.gpu import controls_of, matrix_of, mixed_of
+    from executors.circuit.tileprogram import controls_of, matrix_of, mixed_of
 
     if any(len(mixed_of(p)) > size for p in primitives):
         return
@@ -548,93 +546,3 @@ def test_the_run_model_adds_its_kernels_gates_and_transitions() -> None:
     exchanged = sum(exchange_seconds(16 * 2.0**7, regional=r, global_=g) for r, g, _, _ in transitions(plan))
     assert run_seconds(circuit, plan, fitted=unit) == pytest.approx(
         fused + 100.0 * (len(plan.stages) - 1) + exchanged)
-
-
-# -- GPU kernels without a GPU ---------------------------------------------------------------------------------------
-
-SHIM = """
-#define __global__
-#define __device__
-#define __shared__
-#define __syncthreads()
-struct axis { unsigned x; };
-static axis threadIdx = {0}, blockIdx = {0}, blockDim = {1}, gridDim = {1};
-"""
-
-
-@pytest.fixture(scope="module")
-def device_twin(tmp_path_factory: pytest.TempPathFactory):
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if not compiler:
-        pytest.skip("no C++ compiler to run the device source on the host")
-    folder = tmp_path_factory.mktemp("gpu")
-    text = SHIM + source() + "\namp tile[4096];\n"
-    (folder / "gates.cpp").write_text(text)
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-DREAL=double", str(folder / "gates.cpp"), "-o",
-                    str(folder / "gates.so")], check=True, capture_output=True)
-    return ctypes.CDLL(str(folder / "gates.so"))
-
-
-@pytest.mark.parametrize("kind", ["fusion", "tile"])
-@pytest.mark.parametrize("seed", range(8))
-def test_device_source_on_the_host_equals_the_reference(seed: int, kind: str, device_twin) -> None:
-    rng = np.random.default_rng(300 + seed)
-    n = 8
-    local = int(rng.integers(6, 9))
-    circuit = without_swaps(random_circuit(rng, n, 30))
-    plan = random_plan(circuit, local, rng, kind=kind)
-    code, stages = kernel_programs(problem_of(circuit, local), plan)
-    state = allocate(1 << n, np.complex128)
-    state[0] = 1
-    shards = list(state.reshape(code.shards, -1))
-    from executors.circuit.run import exchange_shards
-
-    for stage, kernels in zip(code.stages, stages, strict=True):
-        if stage.exchange is not None:
-            exchange_shards(shards, stage.exchange)
-        for kernel, (number, shard) in itertools.product(kernels.kernels, enumerate(shards)):
-            launch_on_host(device_twin, kernel, shard, number, local)
-    got = gather(state, code.placement, qubits=n)
-    x = np.arange(1 << n)
-    index = sum(((x >> q & 1) << w for q, w in enumerate(circuit.output or range(n))), np.zeros_like(x))
-    assert np.abs(got - dense(circuit)[index]).max() < 1e-11
-
-
-def launch_on_host(library, kernel: DenseKernel | TileKernelArguments, shard, number: int, local: int) -> None:
-    at = np.array([*kernel.bits, 0], dtype=np.int32)
-    bits = len(kernel.bits)
-    pointer, whole, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_ulonglong
-    if isinstance(kernel, DenseKernel):
-        matrix = np.ascontiguousarray(kernel.matrices[number])
-        library.dense(pointer(shard.ctypes.data), pointer(matrix.ctypes.data), pointer(at.ctypes.data), whole(bits),
-                      wide(len(shard) >> bits))
-        return
-    assert kernel.gates.dtype == GATE
-    library.tiles(pointer(shard.ctypes.data), pointer(kernel.gates.ctypes.data), whole(len(kernel.gates)),
-                  pointer(kernel.pool.ctypes.data), pointer(at.ctypes.data), whole(bits), wide(len(shard) >> bits),
-                  wide(number << local))
-
-
-@pytest.mark.parametrize(("real", "arch"), [("float", "sm_80"), ("double", "sm_80"), ("float", "sm_90"),
-                                            ("double", "sm_90")])
-def test_device_source_compiles_for_real_gpus(real: str, arch: str) -> None:
-    nvrtc = pytest.importorskip("cupy.cuda.nvrtc", reason="needs cupy (extra gpu)", exc_type=ImportError)
-    try:
-        nvrtc.getVersion()
-    except Exception:  # the loader's own error types differ between versions
-        pytest.skip("needs the NVRTC library (nvidia-cuda-nvrtc-cu12)")
-    program = nvrtc.createProgram(source(), "gates.cu", (), ())
-    nvrtc.compileProgram(program, (f"-arch={arch}", "--std=c++17", f"-DREAL={real}"))
-    assert nvrtc.getCUBIN(program)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["fusion", "tile"])
-def test_a_plan_on_the_gpu_equals_the_reference(kind: str) -> None:
-    if not available():
-        pytest.skip("no CUDA device")
-    rng = np.random.default_rng(4)
-    circuit = without_swaps(random_circuit(rng, 14, 60))
-    plan = random_plan(circuit, 12, rng, kind=kind)
-    problem = problem_of(circuit, 12)
-    assert verify(problem, plan, run(problem, plan, device="cuda")) == []

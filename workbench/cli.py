@@ -322,6 +322,8 @@ def _profile(args: argparse.Namespace) -> int:
     budget_s = seconds(args.budget)
     planned = campaign.plan_rows()
     say(table(planned))
+    for name, why in campaign.left_out.items():
+        say(f"left out: {name} {why}")
     say(f"{sum(r['points'] for r in planned)} points, about {sum(r['about_s'] for r in planned)} s; then the gaps that "
         f"interpolation is least sure of, until {args.budget} are spent (Ctrl-C keeps what was measured)")
     try:

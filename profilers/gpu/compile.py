@@ -40,23 +40,26 @@ class Compiled:
     shared_bytes: int
 
 
-_ATTENTION = {"selected": "*i32", "scale": "fp32", "rows": "i32", "count": "i32"}
+_ATTENTION = {"selected": "*i32", "sums": "*fp32", "tops": "*fp32", "totals": "*fp32", "scale": "fp32", "rows": "i32",
+              "count": "i32", "part": "i32"}
+_DECODE = {"PARTS": 8, "GROUP": 4, "HEADS": 16, "D": 128, "BLOCK": 64, "IEEE": False}
 CASES = (
-    Case(module="attention", kernel="decode_selected_kernel", tensor_cores=True,
-         types={"q": "*fp16", "k": "*fp16", "v": "*fp16", "out": "*fp16", **_ATTENTION},
-         constants={"GROUP": 4, "HEADS": 16, "D": 128, "BLOCK": 64, "IEEE": False}),
-    Case(module="attention", kernel="decode_selected_kernel", tensor_cores=True,
-         types={"q": "*bf16", "k": "*bf16", "v": "*bf16", "out": "*bf16", **_ATTENTION},
-         constants={"GROUP": 4, "HEADS": 16, "D": 128, "BLOCK": 64, "IEEE": False}),
+    *(Case(module="attention", kernel="decode_kernel", tensor_cores=True,
+           types={**dict.fromkeys(("q", "k", "v"), f"*{dtype}"), **_ATTENTION},
+           constants={**_DECODE, "SELECTED": selected})
+      for dtype, selected in (("fp16", True), ("bf16", True), ("bf16", False))),
+    Case(module="attention", kernel="join_kernel", tensor_cores=False,
+         types={"sums": "*fp32", "tops": "*fp32", "totals": "*fp32", "out": "*bf16"},
+         constants={"GROUP": 4, "PARTS": 8, "PADDED": 8, "D": 128}),
     Case(module="pq", kernel="scan_kernel", tensor_cores=False,
          types={"table": "*fp32", "codes": "*u8", "out": "*fp32", "tokens": "i32"},
          constants={"GROUP": 4, "SUBSPACES": 2, "CENTROIDS": 64, "BLOCK": 1024}),
     Case(module="lsh", kernel="hash_kernel", tensor_cores=True,
          types={"x": "*fp16", "rotations": "*fp16", "out": "*i64", "rows": "i32", "width": "i32"},
-         constants={"HASHES": 6, "ROTATION": 32, "BT": 64, "BK": 32, "IEEE": False}),
-    Case(module="lsh", kernel="hash_kernel", tensor_cores=False,
+         constants={"HASHES": 6, "ROTATION": 32, "BT": 64, "BK": 32, "FULL": False}),
+    Case(module="lsh", kernel="hash_kernel", tensor_cores=True,
          types={"x": "*fp32", "rotations": "*fp32", "out": "*i64", "rows": "i32", "width": "i32"},
-         constants={"HASHES": 6, "ROTATION": 32, "BT": 64, "BK": 32, "IEEE": True}),
+         constants={"HASHES": 6, "ROTATION": 32, "BT": 64, "BK": 32, "FULL": True}),
     Case(module="lsh", kernel="segment_sum_kernel", tensor_cores=False,
          types={"x": "*fp32", "order": "*i64", "first": "*i64", "out": "*fp32", "width": "i32"},
          constants={"BLOCK": 256}),

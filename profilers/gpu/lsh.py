@@ -1,9 +1,9 @@
 """Triton: cross-polytope codes fused with their projection, and sums of rows by segment.
 
 ``hash_kernel`` multiplies a block of rows with one hash's rotation and keeps only the signed place of the largest
-coordinate, so the projection never reaches memory; products are exact fp32 by default, since a code must not depend on
-the device. ``segment_sum_kernel`` adds each sorted row of a bucket: one program owns one bucket, so no atomics and a
-fixed order of summation.
+coordinate, so the projection never reaches memory; float32 products are three tensor-core products of their split
+operands, as exact as one in float32, since a code must not depend on the device. ``segment_sum_kernel`` adds each
+sorted row of a bucket: one program owns one bucket, so no atomics and a fixed order of summation.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["codes", "hash_kernel", "segment_centroids", "segment_sum_kernel"]
 
 @triton.jit
 def hash_kernel(x, rotations, out, rows, width, HASHES: tl.constexpr, ROTATION: tl.constexpr, BT: tl.constexpr,  # type: ignore[no-untyped-def]
-                BK: tl.constexpr, IEEE: tl.constexpr):
+                BK: tl.constexpr, FULL: tl.constexpr):
     """x (rows, width); rotations (width, HASHES ROTATION); out (rows, HASHES) int64."""
-    precision: tl.constexpr = "ieee" if IEEE else "tf32"
+    precision: tl.constexpr = "tf32x3" if FULL else "tf32"
     hash_ = tl.program_id(1)
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     r = tl.arange(0, ROTATION)
@@ -57,7 +57,7 @@ def codes(x_TH: torch.Tensor, rotations_HLR: torch.Tensor, hashes: int) -> torch
     out = torch.empty(rows, hashes, dtype=torch.int64, device=x_TH.device)
     hash_kernel[(triton.cdiv(rows, 64), hashes)](x_TH.contiguous(), rotations_HLR.contiguous(), out, rows, width,
                                                  HASHES=hashes, ROTATION=rotations_HLR.shape[1] // hashes, BT=64,
-                                                 BK=32, IEEE=x_TH.dtype == torch.float32)
+                                                 BK=32, FULL=x_TH.dtype == torch.float32)
     return out
 
 

@@ -1,123 +1,251 @@
-/* Gate kernels for one GPU shard: a dense fused matrix, and many gates on tiles in shared memory.
+/* Circuit kernels for one GPU shard: a block takes tiles of 2^tile_bits amplitudes through shared memory and runs the
+ * kernel's steps on each, so the state is read and written once a kernel.
  *
- * Compile with -DREAL=float or -DREAL=double. Every loop strides by blockDim.x between barriers, so the same text runs
- * with one thread a block (the tests compile it as C++ that way). Amplitudes are interleaved (re, im) pairs.
+ * A step is a round or a dense matrix. In a round every thread holds eight amplitudes (three tile bits) in registers
+ * and runs many operations on them: matrices on those bits, with controls anywhere, and diagonal phases. A dense step
+ * multiplies all groups of 2^bits amplitudes by one matrix, eight rows a thread, from one half of the shared memory
+ * into the other.
+ *
+ * Compile with -DREAL=float or -DREAL=double. Loops stride by blockDim.x between barriers and no step reads what
+ * another thread of the same step wrote, so the same text runs with one thread a block (the tests compile it as C++).
  */
 
 typedef unsigned long long u64;
+typedef unsigned int u32;
 typedef struct { REAL x, y; } amp;
 
+#define LOW_BITS 6
+#define ROUND_BITS 3
+
 typedef struct {
-    int kind, bits;            /* 0: matrix on tile bits; 1: phase on address bits */
-    int bit[4];
-    u64 tile_mask, tile_value; /* controls in tile coordinates */
-    u64 address_mask, address_value; /* controls (kind 0) or the product of bits (kind 1) in address bits */
-    int matrix, pad;           /* offset in the matrix pool, in amplitudes */
-} gate;
+    int kind;                  /* 0 round: ops first..first+count; 1 dense: matrix, transposed */
+    int bits;
+    int bit[8];                /* tile bits, ascending */
+    int first, count, matrix, phase; /* phase: the op of the round whose terms cross the tile's edge, or -1 */
+    u32 tile_mask, tile_value; /* controls of a dense step */
+    u64 address_mask, address_value;
+} step;
+
+typedef struct {
+    int kind;                  /* 1..3 matrix on so many register bits; 4 phase by tables; 5 one phase term */
+    int which;                 /* register bits: one bit; pair 01, 02, 12; or all */
+    int matrix, first, count;  /* offset in the pool (-1: no table); crossing terms */
+    int held_mask, held_value; /* controls among the register bits */
+    int pad;
+    u32 tile_mask, tile_value; /* controls among the other tile bits; all tile bits of a phase term */
+    u64 address_mask, address_value;
+} op;
+
+typedef struct {
+    u64 mask;                  /* address bits that must be set */
+    double angle;
+    int bit, pad;              /* the tile bit it meets, or -1 */
+} term;
 
 __device__ static inline u64 gap(u64 i, int b) {
     const u64 low = (1ULL << b) - 1;
     return ((i & ~low) << 1) | (i & low);
 }
 
-/* Groups of 2^m amplitudes at ascending address bits at[0..m): group <- matrix * group. Block: 256 >> m groups. */
-extern "C" __global__ void dense(amp *state, const amp *matrix, const int *at, int m, u64 groups) {
-    __shared__ amp held[256];
-    __shared__ u64 where[256];
-    const int side = 1 << m, each = 256 >> m;
-    for (u64 first = (u64)blockIdx.x * each; first < groups; first += (u64)gridDim.x * each) {
-        for (int t = threadIdx.x; t < 256; t += blockDim.x) {
-            u64 address = first + (t >> m);
-            if (address < groups) {
-                for (int k = 0; k < m; k++) address = gap(address, at[k]);
-                for (int k = 0; k < m; k++) address |= (u64)((t >> k) & 1) << at[k];
-                where[t] = address;
-                held[t] = state[address];
+/* Where a tile coordinate lies in shared memory: lanes that differ in any few bits meet different banks. */
+__device__ static inline int place(int t) { return t ^ ((t >> 4) & 15) ^ ((t >> 8) & 15); }
+
+__device__ static inline amp times(amp a, amp b) {
+    amp c;
+    c.x = a.x * b.x - a.y * b.y;
+    c.y = a.x * b.y + a.y * b.x;
+    return c;
+}
+
+__device__ static inline amp turned(double angle) {
+    const double whole = 6.283185307179586476925287;
+    angle -= whole * rint(angle / whole);
+    amp c;
+    c.x = (REAL)cos((REAL)angle);
+    c.y = (REAL)sin((REAL)angle);
+    return c;
+}
+
+/* Matrix on register bits B (a mask of 1, 2 or 3 set bits), where the held controls allow. */
+template <int B> __device__ static inline void on_registers(amp *x, const amp *m, int mask, int value) {
+    constexpr int K = (B & 1) + (B >> 1 & 1) + (B >> 2 & 1), SIDE = 1 << K;
+    constexpr int B0 = B & -B, B1 = (B ^ B0) & -(B ^ B0), B2 = B ^ B0 ^ B1;
+    #pragma unroll
+    for (int base = 0; base < 8; base++) {
+        if (base & B) continue;
+        if ((base & mask) != value) continue;
+        amp y[SIDE];
+        #pragma unroll
+        for (int r = 0; r < SIDE; r++) {
+            REAL re = 0, im = 0;
+            #pragma unroll
+            for (int j = 0; j < SIDE; j++) {
+                const amp c = m[r * SIDE + j];
+                const amp v = x[base | ((j & 1) ? B0 : 0) | ((j & 2) ? B1 : 0) | ((j & 4) ? B2 : 0)];
+                re += c.x * v.x - c.y * v.y;
+                im += c.x * v.y + c.y * v.x;
             }
+            y[r].x = re; y[r].y = im;
         }
-        __syncthreads();
-        for (int t = threadIdx.x; t < 256; t += blockDim.x) {
-            if (first + (t >> m) < groups) {
-                const int base = t & ~(side - 1), row = t & (side - 1);
-                REAL re = 0, im = 0;
-                for (int j = 0; j < side; j++) {
-                    const amp c = matrix[row * side + j], x = held[base + j];
-                    re += c.x * x.x - c.y * x.y;
-                    im += c.x * x.y + c.y * x.x;
+        #pragma unroll
+        for (int r = 0; r < SIDE; r++)
+            x[base | ((r & 1) ? B0 : 0) | ((r & 2) ? B1 : 0) | ((r & 4) ? B2 : 0)] = y[r];
+    }
+}
+
+__device__ static inline void matrix_op(amp *x, const op *o, const amp *m) {
+    const int mask = o->held_mask, value = o->held_value;
+    switch (o->kind * 4 + o->which) {
+        case 4: on_registers<1>(x, m, mask, value); break;
+        case 5: on_registers<2>(x, m, mask, value); break;
+        case 6: on_registers<4>(x, m, mask, value); break;
+        case 8: on_registers<3>(x, m, mask, value); break;
+        case 9: on_registers<5>(x, m, mask, value); break;
+        case 10: on_registers<6>(x, m, mask, value); break;
+        default: on_registers<7>(x, m, mask, value); break;
+    }
+}
+
+__device__ static void round_step(amp *tile, const step *s, const op *ops, const amp *pool, int size, u64 here,
+                                  const amp *low, const amp *high) {
+    const int b0 = s->bit[0], b1 = s->bit[1], b2 = s->bit[2];
+    for (int w = threadIdx.x; w < size >> ROUND_BITS; w += blockDim.x) {
+        const int base = (int)gap(gap(gap((u64)w, b0), b1), b2);
+        amp x[8];
+        #pragma unroll
+        for (int i = 0; i < 8; i++)
+            x[i] = tile[place(base | (i & 1) << b0 | (i >> 1 & 1) << b1 | (i >> 2) << b2)];
+        for (int n = s->first; n < s->first + s->count; n++) {
+            const op *o = ops + n;
+            if (o->kind == 4) {
+                #pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const int t = base | (i & 1) << b0 | (i >> 1 & 1) << b1 | (i >> 2) << b2;
+                    if (o->matrix >= 0) x[i] = times(x[i], pool[o->matrix + t]);
+                    if (o->count) x[i] = times(x[i], times(low[t & ((1 << LOW_BITS) - 1)], high[t >> LOW_BITS]));
                 }
-                amp y;
-                y.x = re; y.y = im;
-                state[where[t]] = y;
+            } else if ((here & o->address_mask) == o->address_value) {
+                if (o->kind == 5) {
+                    const amp c = pool[o->matrix];
+                    #pragma unroll
+                    for (int i = 0; i < 8; i++) {
+                        const u32 t = base | (i & 1) << b0 | (i >> 1 & 1) << b1 | (i >> 2) << b2;
+                        if ((t & o->tile_mask) == o->tile_mask) x[i] = times(x[i], c);
+                    }
+                } else if (((u32)base & o->tile_mask) == o->tile_value) {
+                    matrix_op(x, o, pool + o->matrix);
+                }
             }
         }
-        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 8; i++)
+            tile[place(base | (i & 1) << b0 | (i >> 1 & 1) << b1 | (i >> 2) << b2)] = x[i];
     }
 }
 
-__device__ static inline void apply_matrix(amp *tile, const gate *g, const amp *matrix, int i) {
-    const int k = g->bits, side = 1 << k;
-    u64 base = (u64)i;
-    /* bits are given ascending, so that zeros go in from below */
-    for (int b = 0; b < k; b++) base = gap(base, g->bit[b]);
-    if ((base & g->tile_mask) != g->tile_value) return;
-    amp x[16];
-    for (int j = 0; j < side; j++) {
-        u64 at = base;
-        for (int b = 0; b < k; b++) at |= (u64)((j >> b) & 1) << g->bit[b];
-        x[j] = tile[at];
+/* exp(i angle) of the terms that meet no tile bit or one, as two tables over the low and the high tile bits. */
+__device__ static void edge_phases(const op *o, const term *terms, int tile_bits, u64 here, double *angles, amp *low,
+                                   amp *high) {
+    for (int b = threadIdx.x; b <= tile_bits; b += blockDim.x) {
+        double angle = 0;
+        for (int k = o->first; k < o->first + o->count; k++)
+            if (terms[k].bit == b - 1 && (here & terms[k].mask) == terms[k].mask) angle += terms[k].angle;
+        angles[b] = angle;
     }
-    for (int r = 0; r < side; r++) {
-        REAL re = 0, im = 0;
-        for (int j = 0; j < side; j++) {
-            const amp c = matrix[r * side + j];
-            re += c.x * x[j].x - c.y * x[j].y;
-            im += c.x * x[j].y + c.y * x[j].x;
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 << LOW_BITS; i += blockDim.x) {
+        const int half = i >> LOW_BITS, t = i & ((1 << LOW_BITS) - 1);
+        double angle = half ? 0 : angles[0];
+        for (int k = 0; k < LOW_BITS; k++)
+            if ((t >> k & 1) && half * LOW_BITS + k < tile_bits) angle += angles[1 + half * LOW_BITS + k];
+        (half ? high : low)[t] = turned(angle);
+    }
+    __syncthreads();
+}
+
+__device__ static void dense_step(const amp *from, amp *to, const step *s, const amp *pool, int size, u64 here,
+                                  const int *rows) {
+    const int side = 1 << s->bits, columns = size >> s->bits;
+    const amp *matrix = pool + s->matrix;
+    for (int w = threadIdx.x; w < size >> 3; w += blockDim.x) {
+        const int first = w / columns * 8;
+        u64 spread = (u64)(w % columns);
+        for (int k = 0; k < s->bits; k++) spread = gap(spread, s->bit[k]);
+        const int base = (int)spread;
+        if (((u32)base & s->tile_mask) != s->tile_value || (here & s->address_mask) != s->address_value) {
+            for (int r = first; r < first + 8; r++) to[place(base | rows[r])] = from[place(base | rows[r])];
+            continue;
         }
-        u64 at = base;
-        for (int b = 0; b < k; b++) at |= (u64)((r >> b) & 1) << g->bit[b];
-        amp y;
-        y.x = re; y.y = im;
-        tile[at] = y;
+        REAL re[8], im[8];
+        #pragma unroll
+        for (int r = 0; r < 8; r++) re[r] = im[r] = 0;
+        for (int j = 0; j < side; j++) {
+            const amp v = from[place(base | rows[j])];
+            const amp *c = matrix + j * side + first;
+            #pragma unroll
+            for (int r = 0; r < 8; r++) {
+                re[r] += c[r].x * v.x - c[r].y * v.y;
+                im[r] += c[r].x * v.y + c[r].y * v.x;
+            }
+        }
+        #pragma unroll
+        for (int r = 0; r < 8; r++) {
+            amp y;
+            y.x = re[r]; y.y = im[r];
+            to[place(base | rows[first + r])] = y;
+        }
     }
 }
 
-/* Tiles of 2^tile_bits amplitudes: coordinate k is address bit at[k] (ascending); `shard` sits above the address. */
-extern "C" __global__ void tiles(amp *state, const gate *gates, int count, const amp *pool, const int *at,
-                                 int tile_bits, u64 number, u64 shard) {
-    extern __shared__ amp tile[];
+/* Tile coordinate k is address bit at[k] (ascending); `shard` sits above the address. Shared memory: two tiles where
+ * `doubled`, else one; then the tables. */
+extern "C" __global__ void tiles(amp *state, const step *steps, int count, const op *ops, const term *terms,
+                                 const amp *pool, const int *at, int tile_bits, u64 number, u64 shard, int doubled) {
+    extern __shared__ u64 memory[];
     const int size = 1 << tile_bits;
+    amp *tile = (amp *)memory, *other = tile + (doubled ? size : 0);
+    u64 *low_address = (u64 *)(other + size), *high_address = low_address + (1 << LOW_BITS);
+    double *angles = (double *)(high_address + (1 << LOW_BITS));
+    amp *low = (amp *)(angles + 16), *high = low + (1 << LOW_BITS);
+    int *rows = (int *)(high + (1 << LOW_BITS));
+    for (int i = threadIdx.x; i < 1 << LOW_BITS; i += blockDim.x) {
+        u64 a = 0, b = 0;
+        for (int k = 0; k < LOW_BITS; k++) {
+            if (k < tile_bits) a |= (u64)(i >> k & 1) << at[k];
+            if (LOW_BITS + k < tile_bits) b |= (u64)(i >> k & 1) << at[LOW_BITS + k];
+        }
+        low_address[i] = a;
+        high_address[i] = b;
+    }
+    __syncthreads();
     for (u64 block = blockIdx.x; block < number; block += gridDim.x) {
         u64 start = block;
         for (int k = 0; k < tile_bits; k++) start = gap(start, at[k]);
-        for (int t = threadIdx.x; t < size; t += blockDim.x) {
-            u64 address = start;
-            for (int k = 0; k < tile_bits; k++) address |= (u64)((t >> k) & 1) << at[k];
-            tile[t] = state[address];
-        }
+        const u64 here = start | shard;
+        for (int t = threadIdx.x; t < size; t += blockDim.x)
+            tile[place(t)] = state[start | low_address[t & ((1 << LOW_BITS) - 1)] | high_address[t >> LOW_BITS]];
         __syncthreads();
         for (int n = 0; n < count; n++) {
-            const gate *g = gates + n;
-            const amp *matrix = pool + g->matrix;
-            if (g->kind == 0) {
-                if (((start | shard) & g->address_mask) == g->address_value)
-                    for (int t = threadIdx.x; t < size >> g->bits; t += blockDim.x) apply_matrix(tile, g, matrix, t);
-            } else if (((start | shard) & g->address_mask) == g->address_mask) {
-                for (int t = threadIdx.x; t < size; t += blockDim.x)
-                    if (((u64)t & g->tile_mask) == g->tile_mask) {
-                        const amp c = matrix[0], x = tile[t];
-                        amp y;
-                        y.x = c.x * x.x - c.y * x.y;
-                        y.y = c.x * x.y + c.y * x.x;
-                        tile[t] = y;
-                    }
+            const step *s = steps + n;
+            if (s->kind == 0) {
+                if (s->phase >= 0) edge_phases(ops + s->phase, terms, tile_bits, here, angles, low, high);
+                round_step(tile, s, ops, pool, size, here, low, high);
+            } else {
+                for (int j = threadIdx.x; j < 1 << s->bits; j += blockDim.x) {
+                    int r = 0;
+                    for (int k = 0; k < s->bits; k++) r |= (j >> k & 1) << s->bit[k];
+                    rows[j] = r;
+                }
+                __syncthreads();
+                dense_step(tile, other, s, pool, size, here, rows);
+                amp *swap = tile;
+                tile = other;
+                other = swap;
             }
             __syncthreads();
         }
-        for (int t = threadIdx.x; t < size; t += blockDim.x) {
-            u64 address = start;
-            for (int k = 0; k < tile_bits; k++) address |= (u64)((t >> k) & 1) << at[k];
-            state[address] = tile[t];
-        }
+        for (int t = threadIdx.x; t < size; t += blockDim.x)
+            state[start | low_address[t & ((1 << LOW_BITS) - 1)] | high_address[t >> LOW_BITS]] = tile[place(t)];
         __syncthreads();
     }
 }
