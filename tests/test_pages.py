@@ -91,6 +91,15 @@ def test_metrics_of_several_clocks_stand_together_and_the_rest_apart() -> None:
     assert isinstance(nothing, Text) and rest == []
 
 
+def test_a_page_with_a_measurement_says_whose_times_were_predicted() -> None:
+    job = open_job(str(toy_spec("circuit")))
+    measured = Outcome(clock="measured", metrics=())
+    (said,) = pages._whose_times(job, [measured])
+    assert isinstance(said, Text) and "A100" in said.text
+    assert pages._whose_times(job, [dataclasses.replace(measured, clock="simulated")]) == []
+    assert pages._whose_times(open_job(str(toy_spec("pipeline"))), [measured]) == [], "its times stand in the spec"
+
+
 @pytest.mark.parametrize(("key", "name", "unit"), [
     ("rent_usd_per_h", "rent", "$/h"), ("makespan_s", "makespan", "s"), ("rate_per_s", "rate", "1/s"),
     ("samples_per_s", "samples per s", ""), ("peak_memory_bytes", "peak memory", "bytes"),

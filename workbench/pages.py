@@ -56,7 +56,8 @@ def write_page(job: Job, folder: RunFolder, plan: Any) -> Path:
         Sources(plan.sources),
     ])
     together, alone = _clocks(predicted, outcomes)
-    clocks = Section("Predicted, simulated, measured", [*together, *_not_yet(job, outcomes)])
+    clocks = Section("Predicted, simulated, measured", [*together, *_whose_times(job, outcomes),
+                                                             *_not_yet(job, outcomes)])
     first, *others = (_table(title, rows) for title, rows in planner.comparison(job.problem, job.costs, plan))
     against = Section("Beside the alternatives", [first])
     own = [section for o in outcomes
@@ -125,6 +126,15 @@ def _words(row: Mapping[str, Any]) -> str:
     """A metric's name in words, with its unit unless the words say it."""
     name = _name_and_unit(row["metric"])[0]
     return f"{name} ({row['unit']})" if row["unit"] and " per " not in name else name
+
+
+def _whose_times(job: Job, outcomes: Sequence[Outcome]) -> list[Block]:
+    """On which device the times were predicted, where others were measured: they may be far apart for that alone."""
+    devices = ", ".join(dict.fromkeys(p.device for p in job.costs.provenance().values()))
+    if not devices or not any(o.clock == "measured" for o in outcomes):
+        return []
+    return [Text(f"Times are predicted and simulated with costs of {devices}, and measured on the machine that ran the "
+                 "plan: where these differ, so do the times.")]
 
 
 def _not_yet(job: Job, outcomes: Sequence[Outcome]) -> list[Block]:
