@@ -35,6 +35,7 @@ SHIM = """
 #define __device__
 #define __shared__
 #define __syncthreads()
+#define __align__(n) alignas(n)
 struct axis { unsigned x; };
 static axis threadIdx = {0}, blockIdx = {0}, blockDim = {1}, gridDim = {1};
 """
@@ -136,6 +137,26 @@ def test_rounds_hold_most_operations_of_a_layer() -> None:
     _, stages = kernel_programs(problem_of(circuit, TILE_BITS), plan)
     rounds = sum(len(programs[0].steps) for stage in stages for programs in stage.kernels)
     assert rounds <= -(-TILE_BITS // 3) + 2 * len(stages[0].kernels)
+
+
+def test_a_matrix_as_wide_as_the_tile(twin) -> None:
+    rng = np.random.default_rng(8)
+    circuit = without_swaps(random_circuit(rng, 5, 12))
+    plan = random_plan(circuit, 5, rng, kind="fusion")
+    assert np.abs(on_host(twin, problem_of(circuit, 5), plan, 5) - by_wire(circuit)).max() < 1e-11
+
+
+def test_phases_join_and_runs_of_cx_become_one_permutation() -> None:
+    """All pairs of CP and then all pairs of CX: one phase, one permutation."""
+    pairs = list(itertools.combinations(range(8), 2))
+    gates = [Gate(name="cp", qubits=pair, params=(0.1 + sum(pair),)) for pair in pairs]
+    gates += [Gate(name="cx", qubits=pair) for pair in pairs]
+    circuit = Circuit(name="test", qubits=8, gates=tuple(gates))
+    problem = Problem(circuit=Source(inline=circuit), machine=Machine(local_qubits=8))
+    _, stages = kernel_programs(problem, planned(problem, open_costs({"source": "gates", "table": "a100-atlas"}),
+                                                 planner="exact", solver="highs", time_limit_s=20, seed=0))
+    steps = [int(step["kind"]) for stage in stages for programs in stage.kernels for step in programs[0].steps]
+    assert len(steps) <= 4
 
 
 def test_shards_of_two_qubits_are_refused() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from executors.circuit.sharded import ShardedCode
-from executors.circuit.tileprogram import StageKernels, TileProgram, kernel_programs
+from executors.circuit.tileprogram import MOST_EDGES, StageKernels, TileProgram, kernel_programs
 from planners.circuit import Plan, Problem
 from workbench.outcome import Outcome
 
@@ -30,7 +30,8 @@ __all__ = ["KernelTime", "Launcher", "available", "run", "run_rank", "source", "
 
 THREADS = 256
 _TABLES = 64
-"""Entries of each half table in ``native/gates.cu``."""
+_ANGLES = 14 * 16
+"""Entries of each half table and partial sums of angles in ``native/gates.cu``."""
 
 
 def source() -> str:
@@ -149,13 +150,13 @@ class Launcher:
         arguments = (shard, *(cupy.asarray(x) if isinstance(x, np.ndarray) else x for x in parts), np.int32(bits),
                      np.uint64(tiles), np.uint64(above), np.int32(program.doubled))
         blocks, shared = (min(tiles, self.blocks),), self._shared_bytes(program)
-        threads = (min(THREADS, max(1, 1 << (bits - 3))),)
+        threads = (min(THREADS, 1 << (bits - 3)),)
         return lambda: self.tiles(blocks, threads, arguments, shared_mem=shared)
 
     def _shared_bytes(self, program: TileProgram) -> int:
         """One tile or two, the address tables, the angles, the phase tables and the rows of a matrix."""
-        tile = self.kind.itemsize << len(program.bits)
-        return tile * (2 if program.doubled else 1) + 2 * _TABLES * 8 + 16 * 8 + 2 * _TABLES * self.kind.itemsize + 512
+        tiles = (2 if program.doubled else 1) * self.kind.itemsize << len(program.bits)
+        return tiles + 2 * _TABLES * 8 + _ANGLES * 8 + 2 * MOST_EDGES * _TABLES * self.kind.itemsize + 2 * _TABLES * 4
 
 
 def _bytes(records: npt.NDArray[np.void]) -> npt.NDArray[np.uint8]:

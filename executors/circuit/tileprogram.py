@@ -1,14 +1,15 @@
-"""Plan kernels as programs for ``native/gates.cu``: rounds of operations on three tile bits, and dense matrices.
+"""Plan kernels as programs for ``native/gates.cu``: rounds on three tile bits, permutations, and dense matrices.
 
-A tile is 2^T amplitudes whose coordinates are T address bits (ascending). Operations that mix the same three bits go
-into one round, moved past others where their wires are disjoint; phases join any round. A fused kernel is one matrix
-on its own bits (the product of its gates), one program a shard. Needs no GPU: the tests run these programs through the
-same device source compiled as C++.
+A tile is 2^T amplitudes whose coordinates are T address bits (ascending). Phases join the earliest phase they can
+reach; operations that mix the same three bits go into one round, runs of CX into one permutation, each moved past
+others it commutes with (neither mixes a wire the other touches). A fused kernel is one matrix on its own bits (the
+product of its gates), one program a shard. Needs no GPU: the tests run these programs through the same device source
+compiled as C++.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +28,10 @@ __all__ = ["LARGEST_TILE", "OP", "PINNED", "STEP", "TERM", "TILE_BITS", "StageKe
            "kernel_programs", "matrix_of", "mixed_of", "wires_of"]
 
 STEP = np.dtype([("kind", "i4"), ("bits", "i4"), ("bit", "i4", 8), ("first", "i4"), ("count", "i4"), ("matrix", "i4"),
-                 ("phase", "i4"), ("tile_mask", "u4"), ("tile_value", "u4"), ("address_mask", "u8"),
+                 ("edges", "i4"), ("tile_mask", "u4"), ("tile_value", "u4"), ("address_mask", "u8"),
                  ("address_value", "u8")], align=True)
 OP = np.dtype([("kind", "i4"), ("which", "i4"), ("matrix", "i4"), ("first", "i4"), ("count", "i4"), ("held_mask", "i4"),
-               ("held_value", "i4"), ("pad", "i4"), ("tile_mask", "u4"), ("tile_value", "u4"), ("address_mask", "u8"),
+               ("held_value", "i4"), ("edge", "i4"), ("tile_mask", "u4"), ("tile_value", "u4"), ("address_mask", "u8"),
                ("address_value", "u8")], align=True)
 TERM = np.dtype([("mask", "u8"), ("angle", "f8"), ("bit", "i4"), ("pad", "i4")], align=True)
 PINNED = 3
@@ -40,6 +41,9 @@ TILE_BITS = 11
 LARGEST_TILE = 12
 ROUND_BITS = 3
 WIDEST_DENSE = 7
+MOST_EDGES = 4
+"""Phases across the tile's edge in one round: the device holds so many pairs of tables."""
+_LEAST_FLIPS = 4
 _WHICH = {(0,): 0, (1,): 1, (2,): 2, (0, 1): 0, (0, 2): 1, (1, 2): 2, (0, 1, 2): 0}
 
 
@@ -177,6 +181,7 @@ class _Builder:
     terms: list[tuple[Any, ...]] = field(default_factory=list)
     pool: list[npt.NDArray[np.complex128]] = field(default_factory=list)
     length: int = 0
+    edges: int = 0
     doubled: bool = False
 
     def __post_init__(self) -> None:
@@ -185,12 +190,16 @@ class _Builder:
         self.place = {w: coordinate[a] for w, a in self.layout.address.items() if a in coordinate}
 
     def program(self, primitives: Sequence[Primitive]) -> TileProgram:
-        """Rounds and dense steps in an order in which only primitives with disjoint wires change places."""
-        left = list(primitives)
+        """Steps in an order in which only primitives that commute change places."""
+        left = merged_phases(primitives)
         while left:
-            head = mixed_of(left[0])
-            if len(head) > ROUND_BITS:
+            if len(mixed_of(left[0])) > ROUND_BITS:
                 self._dense_gate(left.pop(0))
+                continue
+            flips, rest = _reachable(left, lambda p: isinstance(p, Flip))
+            if len(flips) >= _LEAST_FLIPS and isinstance(left[0], Flip):
+                self._permutation([f for f in flips if isinstance(f, Flip)])
+                left = rest
                 continue
             chosen, held, left = self._round(left)
             self._emit_round(chosen, held)
@@ -202,7 +211,7 @@ class _Builder:
         if len(at) <= ROUND_BITS:
             held = self._filled(at)
             which = _WHICH[tuple(held.index(b) for b in at)]
-            self._start_round(held, -1)
+            self._start_round(held)
             self._op(len(at), which, self._keep(matrix))
             self._end_round()
         else:
@@ -217,21 +226,39 @@ class _Builder:
     def _round(self, left: list[Primitive]) -> tuple[list[Primitive], list[int], list[Primitive]]:
         """(what runs in the next round, its tile bits, what stays)."""
         held: set[int] = set()
-        blocked: set[int] = set()
-        chosen, stays = [], []
-        edge = False
-        for p in left:
+        edges = 0
+
+        def joins(p: Primitive) -> bool:
+            nonlocal edges
             mixed = {self.place[w] for w in mixed_of(p)}
-            wires = set(wires_of(p))
             crosses = isinstance(p, Phase) and self._crosses(p)
-            if wires & blocked or len(held | mixed) > ROUND_BITS or (crosses and edge):
-                stays.append(p)
-                blocked |= wires
-                continue
-            held |= mixed
-            edge = edge or crosses
-            chosen.append(p)
+            if len(held | mixed) > ROUND_BITS or (crosses and edges == MOST_EDGES):
+                return False
+            held.update(mixed)
+            edges += crosses
+            return True
+
+        chosen, stays = _reachable(left, joins)
         return chosen, self._filled(sorted(held)), stays
+
+    def _permutation(self, flips: Sequence[Flip]) -> None:
+        """A run of CX: column k of L is where tile bit k ends up; a control outside flips its target's image."""
+        columns = [1 << k for k in range(len(self.bits))]
+        outside: dict[int, int] = {}
+        for f in flips:
+            target = 1 << self.place[f.target]
+            if f.control in self.place:
+                control = 1 << self.place[f.control]
+                columns = [c ^ target if c & control else c for c in columns]
+                outside = {a: c ^ target if c & control else c for a, c in outside.items()}
+            else:
+                address = self.layout.address[f.control]
+                outside[address] = outside.get(address, 0) ^ target
+        first = len(self.terms)
+        self.terms += [(0, 0.0, c, 0) for c in columns]
+        self.terms += [(1 << a, 0.0, c, 0) for a, c in outside.items() if c]
+        self.doubled = True
+        self.steps.append((2, 0, [0] * 8, first, len(self.terms) - first - len(columns), 0, 0, 0, 0, 0, 0))
 
     def _crosses(self, p: Phase) -> bool:
         return any(sum(w in self.place for w in t) < min(len(t), 2) for t in p.terms)
@@ -242,37 +269,42 @@ class _Builder:
         return sorted([*held, *(next(spare) for _ in range(ROUND_BITS - len(held)))])
 
     def _emit_round(self, chosen: Sequence[Primitive], held: list[int]) -> None:
-        self._start_round(held, -1)
+        self._start_round(held)
         for p in chosen:
             if isinstance(p, Phase):
                 self._phase(p)
                 continue
-            at, matrix = _ascending(p, self.place)
             tile, address = self._masks(controls_of(p))
             held_mask = sum(1 << i for i, b in enumerate(held) if tile[0] >> b & 1)
             held_value = sum(1 << i for i, b in enumerate(held) if tile[1] >> b & 1)
             outside = ~sum(1 << b for b in held)
-            self._op(len(at), _WHICH[tuple(held.index(b) for b in at)], self._keep(matrix),
-                     held=(held_mask, held_value), tile=(tile[0] & outside, tile[1] & outside), address=address)
+            masks = {"held": (held_mask, held_value), "tile": (tile[0] & outside, tile[1] & outside),
+                     "address": address}
+            if isinstance(p, Flip):
+                self._op(6, held.index(self.place[p.target]), 0, **masks)
+                continue
+            at, matrix = _ascending(p, self.place)
+            self._op(len(at), _WHICH[tuple(held.index(b) for b in at)], self._keep(matrix), **masks)
         self._end_round()
 
-    def _start_round(self, held: Sequence[int], phase: int) -> None:
-        self.steps.append((0, ROUND_BITS, [*held, *[0] * (8 - ROUND_BITS)], len(self.ops), 0, 0, phase, 0, 0, 0, 0))
+    def _start_round(self, held: Sequence[int]) -> None:
+        self.edges = 0
+        self.steps.append((0, ROUND_BITS, [*held, *[0] * (8 - ROUND_BITS)], len(self.ops), 0, 0, 0, 0, 0, 0, 0))
 
     def _end_round(self) -> None:
         kind, bits, bit, first, _, matrix, _, *rest = self.steps[-1]
-        phase = next((i for i in range(first, len(self.ops)) if self.ops[i][0] == 4 and self.ops[i][4]), -1)
-        self.steps[-1] = (kind, bits, bit, first, len(self.ops) - first, matrix, phase, *rest)
+        self.steps[-1] = (kind, bits, bit, first, len(self.ops) - first, matrix, self.edges, *rest)
 
     def _op(self, kind: int, which: int, matrix: int, *, span: tuple[int, int] = (0, 0), held: tuple[int, int] = (0, 0),
             tile: tuple[int, int] = (0, 0), address: tuple[int, int] = (0, 0)) -> None:
-        self.ops.append((kind, which, matrix, *span, *held, 0, *tile, *address))
+        self.ops.append((kind, which, matrix, *span, *held, self.edges, *tile, *address))
 
     def _keep(self, values: npt.NDArray[np.complex128]) -> int:
-        """Offset of values in the pool."""
-        self.pool.append(values.ravel())
-        self.length += values.size
-        return self.length - values.size
+        """Offset of values in the pool, even (the device reads pairs)."""
+        padded = np.concatenate([values.ravel(), np.zeros(values.size % 2)])
+        self.pool.append(padded)
+        self.length += len(padded)
+        return self.length - len(padded)
 
     def _masks(self, wires: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
         """(mask, value) among tile coordinates and among address bits outside the tile."""
@@ -296,9 +328,13 @@ class _Builder:
             else:
                 edge.append((outside, angle, inside.bit_length() - 1, 0))
         first = len(self.terms)
-        self.terms += edge
+        if edge:
+            edge.sort(key=lambda e: e[2])
+            begins = np.searchsorted([e[2] for e in edge], range(-1, len(self.bits) + 1)) + first + len(self.bits) + 2
+            self.terms += [(0, 0.0, int(b), 0) for b in begins] + edge
         if tabled or edge:
             self._op(4, 0, self._keep(np.exp(1j * table)) if tabled else -1, span=(first, len(edge)))
+            self.edges += bool(edge)
         for inside, outside, angle in alone:
             self._op(5, 0, self._keep(np.array([np.exp(1j * angle)])), tile=(inside, inside),
                      address=(outside, outside))
@@ -313,7 +349,48 @@ class _Builder:
             raise SpecError(f"a matrix on {len(at)} qubits; at most {WIDEST_DENSE}")
         self.doubled = True
         self.steps.append((1, len(at), [*at, *[0] * (8 - len(at))], 0, 0, self._keep(np.ascontiguousarray(matrix.T)),
-                           -1, *masks))
+                           0, *masks))
+
+
+def merged_phases(primitives: Sequence[Primitive]) -> list[Primitive]:
+    """The same circuit with every phase joined to the earliest phase it commutes back to."""
+    result: list[Primitive] = []
+    for p in primitives:
+        into = None
+        if isinstance(p, Phase):
+            for i in reversed(range(len(result))):
+                if set(mixed_of(result[i])) & set(p.wires):
+                    break
+                if isinstance(result[i], Phase):
+                    into = i
+        if into is None:
+            result.append(p)
+            continue
+        assert isinstance(p, Phase), "only phases merge"
+        held = result[into]
+        assert isinstance(held, Phase), "only phases merge"
+        terms = dict(held.terms)
+        for wires, angle in p.terms.items():
+            terms[wires] = terms.get(wires, 0.0) + angle
+        result[into] = Phase(terms, tuple(sorted({*held.wires, *p.wires})))
+    return result
+
+
+def _reachable(left: Sequence[Primitive], wanted: Callable[[Primitive], bool]
+               ) -> tuple[list[Primitive], list[Primitive]]:
+    """(wanted primitives that commute with all unwanted ones before them, the rest), both in order."""
+    chosen, stays = [], []
+    touched: set[int] = set()
+    mixed: set[int] = set()
+    for p in left:
+        own = mixed_of(p)
+        if touched.isdisjoint(own) and mixed.isdisjoint(wires_of(p)) and wanted(p):
+            chosen.append(p)
+        else:
+            stays.append(p)
+            touched.update(wires_of(p))
+            mixed.update(own)
+    return chosen, stays
 
 
 def _product(primitives: Sequence[Primitive], bits: tuple[int, ...], layout: Layout, shard: int

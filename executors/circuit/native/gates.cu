@@ -1,10 +1,11 @@
 /* Circuit kernels for one GPU shard: a block takes tiles of 2^tile_bits amplitudes through shared memory and runs the
  * kernel's steps on each, so the state is read and written once a kernel.
  *
- * A step is a round or a dense matrix. In a round every thread holds eight amplitudes (three tile bits) in registers
- * and runs many operations on them: matrices on those bits, with controls anywhere, and diagonal phases. A dense step
- * multiplies all groups of 2^bits amplitudes by one matrix, eight rows a thread, from one half of the shared memory
- * into the other.
+ * A step is a round, a dense matrix, or a permutation. In a round every thread holds eight amplitudes (three tile bits)
+ * in registers and runs many operations on them: matrices on those bits, with controls anywhere, and diagonal phases.
+ * A dense step multiplies all groups of 2^bits amplitudes by one matrix, eight rows of two groups a thread, from one
+ * half of the shared memory into the other. A permutation (any run of CX) moves amplitude t to L t xor c, L linear over
+ * GF(2) and c a function of the address outside the tile, likewise between the halves.
  *
  * Compile with -DREAL=float or -DREAL=double. Loops stride by blockDim.x between barriers and no step reads what
  * another thread of the same step wrote, so the same text runs with one thread a block (the tests compile it as C++).
@@ -12,26 +13,33 @@
 
 typedef unsigned long long u64;
 typedef unsigned int u32;
-typedef struct { REAL x, y; } amp;
+typedef struct __align__(2 * sizeof(REAL)) { REAL x, y; } amp;
+typedef struct __align__(16) { amp a[16 / sizeof(amp)]; } wide;
 
 #define LOW_BITS 6
+#define WIDE (int)(16 / sizeof(amp))
+#define LANES 16
+#define EDGES 4
 #define ROUND_BITS 3
 
 typedef struct {
-    int kind;                  /* 0 round: ops first..first+count; 1 dense: matrix, transposed */
+    int kind;                  /* 0 round: ops first..first+count; 1 dense: matrix, transposed; 2 permutation: columns
+                                * of L in terms[first..first+tile_bits], then count terms of c (bit: what they flip) */
     int bits;
     int bit[8];                /* tile bits, ascending */
-    int first, count, matrix, phase; /* phase: the op of the round whose terms cross the tile's edge, or -1 */
+    int first, count, matrix, edges; /* edges: phases of the round whose terms cross the tile's edge */
     u32 tile_mask, tile_value; /* controls of a dense step */
     u64 address_mask, address_value;
 } step;
 
 typedef struct {
-    int kind;                  /* 1..3 matrix on so many register bits; 4 phase by tables; 5 one phase term */
+    int kind;                  /* 1..3 matrix on so many register bits; 4 phase by tables; 5 one phase term; 6 flip of a
+                                * register bit; the edge terms of a phase are sorted by tile bit, after tile_bits + 2
+                                * records whose `bit` says where each bit's terms begin */
     int which;                 /* register bits: one bit; pair 01, 02, 12; or all */
     int matrix, first, count;  /* offset in the pool (-1: no table); crossing terms */
     int held_mask, held_value; /* controls among the register bits */
-    int pad;
+    int edge;                  /* which of the round's EDGES tables */
     u32 tile_mask, tile_value; /* controls among the other tile bits; all tile bits of a phase term */
     u64 address_mask, address_value;
 } op;
@@ -39,7 +47,7 @@ typedef struct {
 typedef struct {
     u64 mask;                  /* address bits that must be set */
     double angle;
-    int bit, pad;              /* the tile bit it meets, or -1 */
+    int bit, pad;              /* a column, what is flipped, or where terms begin */
 } term;
 
 __device__ static inline u64 gap(u64 i, int b) {
@@ -47,7 +55,8 @@ __device__ static inline u64 gap(u64 i, int b) {
     return ((i & ~low) << 1) | (i & low);
 }
 
-/* Where a tile coordinate lies in shared memory: lanes that differ in any few bits meet different banks. */
+/* Where a tile coordinate lies in shared memory: lanes that differ in any few bits meet different banks. Linear over
+ * GF(2): place(a ^ b) = place(a) ^ place(b). */
 __device__ static inline int place(int t) { return t ^ ((t >> 4) & 15) ^ ((t >> 8) & 15); }
 
 __device__ static inline amp times(amp a, amp b) {
@@ -93,6 +102,18 @@ template <int B> __device__ static inline void on_registers(amp *x, const amp *m
     }
 }
 
+/* Exchange the two values of register bit B where the held controls allow. */
+template <int B> __device__ static inline void flip_register(amp *x, int mask, int value) {
+    #pragma unroll
+    for (int base = 0; base < 8; base++) {
+        if (base & B) continue;
+        if ((base & mask) != value) continue;
+        const amp y = x[base];
+        x[base] = x[base | B];
+        x[base | B] = y;
+    }
+}
+
 __device__ static inline void matrix_op(amp *x, const op *o, const amp *m) {
     const int mask = o->held_mask, value = o->held_value;
     switch (o->kind * 4 + o->which) {
@@ -102,6 +123,9 @@ __device__ static inline void matrix_op(amp *x, const op *o, const amp *m) {
         case 8: on_registers<3>(x, m, mask, value); break;
         case 9: on_registers<5>(x, m, mask, value); break;
         case 10: on_registers<6>(x, m, mask, value); break;
+        case 24: flip_register<1>(x, mask, value); break;
+        case 25: flip_register<2>(x, mask, value); break;
+        case 26: flip_register<4>(x, mask, value); break;
         default: on_registers<7>(x, m, mask, value); break;
     }
 }
@@ -111,10 +135,10 @@ __device__ static void round_step(amp *tile, const step *s, const op *ops, const
     const int b0 = s->bit[0], b1 = s->bit[1], b2 = s->bit[2];
     for (int w = threadIdx.x; w < size >> ROUND_BITS; w += blockDim.x) {
         const int base = (int)gap(gap(gap((u64)w, b0), b1), b2);
+        const int from = place(base), p0 = place(1 << b0), p1 = place(1 << b1), p2 = place(1 << b2);
         amp x[8];
         #pragma unroll
-        for (int i = 0; i < 8; i++)
-            x[i] = tile[place(base | (i & 1) << b0 | (i >> 1 & 1) << b1 | (i >> 2) << b2)];
+        for (int i = 0; i < 8; i++) x[i] = tile[from ^ (i & 1 ? p0 : 0) ^ (i & 2 ? p1 : 0) ^ (i & 4 ? p2 : 0)];
         for (int n = s->first; n < s->first + s->count; n++) {
             const op *o = ops + n;
             if (o->kind == 4) {
@@ -122,7 +146,9 @@ __device__ static void round_step(amp *tile, const step *s, const op *ops, const
                 for (int i = 0; i < 8; i++) {
                     const int t = base | (i & 1) << b0 | (i >> 1 & 1) << b1 | (i >> 2) << b2;
                     if (o->matrix >= 0) x[i] = times(x[i], pool[o->matrix + t]);
-                    if (o->count) x[i] = times(x[i], times(low[t & ((1 << LOW_BITS) - 1)], high[t >> LOW_BITS]));
+                    if (o->count)
+                        x[i] = times(x[i], times(low[o->edge << LOW_BITS | (t & ((1 << LOW_BITS) - 1))],
+                                                 high[o->edge << LOW_BITS | t >> LOW_BITS]));
                 }
             } else if ((here & o->address_mask) == o->address_value) {
                 if (o->kind == 5) {
@@ -138,63 +164,96 @@ __device__ static void round_step(amp *tile, const step *s, const op *ops, const
             }
         }
         #pragma unroll
-        for (int i = 0; i < 8; i++)
-            tile[place(base | (i & 1) << b0 | (i >> 1 & 1) << b1 | (i >> 2) << b2)] = x[i];
+        for (int i = 0; i < 8; i++) tile[from ^ (i & 1 ? p0 : 0) ^ (i & 2 ? p1 : 0) ^ (i & 4 ? p2 : 0)] = x[i];
     }
 }
 
 /* exp(i angle) of the terms that meet no tile bit or one, as two tables over the low and the high tile bits. */
 __device__ static void edge_phases(const op *o, const term *terms, int tile_bits, u64 here, double *angles, amp *low,
                                    amp *high) {
+    const term *starts = terms + o->first;
+    for (int i = threadIdx.x; i < (tile_bits + 1) * LANES; i += blockDim.x) {
+        const int b = i / LANES;
+        double angle = 0;
+        for (int k = starts[b].bit + i % LANES; k < starts[b + 1].bit; k += LANES)
+            if ((here & terms[k].mask) == terms[k].mask) angle += terms[k].angle;
+        angles[i] = angle;
+    }
+    __syncthreads();
     for (int b = threadIdx.x; b <= tile_bits; b += blockDim.x) {
         double angle = 0;
-        for (int k = o->first; k < o->first + o->count; k++)
-            if (terms[k].bit == b - 1 && (here & terms[k].mask) == terms[k].mask) angle += terms[k].angle;
-        angles[b] = angle;
+        for (int k = 0; k < LANES; k++) angle += angles[b * LANES + k];
+        angles[b * LANES] = angle;
     }
     __syncthreads();
     for (int i = threadIdx.x; i < 2 << LOW_BITS; i += blockDim.x) {
         const int half = i >> LOW_BITS, t = i & ((1 << LOW_BITS) - 1);
         double angle = half ? 0 : angles[0];
         for (int k = 0; k < LOW_BITS; k++)
-            if ((t >> k & 1) && half * LOW_BITS + k < tile_bits) angle += angles[1 + half * LOW_BITS + k];
-        (half ? high : low)[t] = turned(angle);
+            if ((t >> k & 1) && half * LOW_BITS + k < tile_bits) angle += angles[(1 + half * LOW_BITS + k) * LANES];
+        (half ? high : low)[o->edge << LOW_BITS | t] = turned(angle);
     }
     __syncthreads();
 }
 
 __device__ static void dense_step(const amp *from, amp *to, const step *s, const amp *pool, int size, u64 here,
                                   const int *rows) {
-    const int side = 1 << s->bits, columns = size >> s->bits;
-    const amp *matrix = pool + s->matrix;
-    for (int w = threadIdx.x; w < size >> 3; w += blockDim.x) {
-        const int first = w / columns * 8;
-        u64 spread = (u64)(w % columns);
-        for (int k = 0; k < s->bits; k++) spread = gap(spread, s->bit[k]);
-        const int base = (int)spread;
-        if (((u32)base & s->tile_mask) != s->tile_value || (here & s->address_mask) != s->address_value) {
-            for (int r = first; r < first + 8; r++) to[place(base | rows[r])] = from[place(base | rows[r])];
-            continue;
+    const int side = 1 << s->bits, alone = size == side; /* one group only: both halves of a thread are that one */
+    const int pairs = alone ? 1 : size >> (s->bits + 1);
+    const wide *matrix = (const wide *)(pool + s->matrix);
+    const int active = (here & s->address_mask) == s->address_value;
+    for (int w = threadIdx.x; w < (alone ? size >> 3 : size >> 4); w += blockDim.x) {
+        const int first = w / pairs * 8;
+        u64 left = (u64)(w % pairs), right = alone ? left : left + pairs;
+        for (int k = 0; k < s->bits; k++) {
+            left = gap(left, s->bit[k]);
+            right = gap(right, s->bit[k]);
         }
-        REAL re[8], im[8];
+        const int p = place((int)left), q = place((int)right);
+        REAL re[16], im[16];
         #pragma unroll
-        for (int r = 0; r < 8; r++) re[r] = im[r] = 0;
+        for (int r = 0; r < 16; r++) re[r] = im[r] = 0;
         for (int j = 0; j < side; j++) {
-            const amp v = from[place(base | rows[j])];
-            const amp *c = matrix + j * side + first;
+            const amp v = from[p ^ rows[j]], u = from[q ^ rows[j]];
+            wide c[8 / WIDE];
+            #pragma unroll
+            for (int k = 0; k < 8 / WIDE; k++) c[k] = matrix[(j * side + first) / WIDE + k];
             #pragma unroll
             for (int r = 0; r < 8; r++) {
-                re[r] += c[r].x * v.x - c[r].y * v.y;
-                im[r] += c[r].x * v.y + c[r].y * v.x;
+                const amp m = c[r / WIDE].a[r % WIDE];
+                re[r] += m.x * v.x - m.y * v.y;
+                im[r] += m.x * v.y + m.y * v.x;
+                re[8 + r] += m.x * u.x - m.y * u.y;
+                im[8 + r] += m.x * u.y + m.y * u.x;
             }
         }
+        const int there = active && ((u32)left & s->tile_mask) == s->tile_value;
+        const int here_too = active && ((u32)right & s->tile_mask) == s->tile_value;
         #pragma unroll
         for (int r = 0; r < 8; r++) {
-            amp y;
+            amp y, z;
             y.x = re[r]; y.y = im[r];
-            to[place(base | rows[first + r])] = y;
+            z.x = re[8 + r]; z.y = im[8 + r];
+            const int row = rows[first + r];
+            to[p ^ row] = there ? y : from[p ^ row];
+            to[q ^ row] = here_too ? z : from[q ^ row];
         }
     }
+}
+
+/* L t as two tables of places, and c from the address outside. */
+__device__ static void permute_tables(const step *s, const term *terms, int tile_bits, u64 here, int *images) {
+    for (int i = threadIdx.x; i < 2 << LOW_BITS; i += blockDim.x) {
+        const int half = i >> LOW_BITS;
+        int image = 0;
+        for (int k = 0; k < LOW_BITS; k++)
+            if ((i >> k & 1) && half * LOW_BITS + k < tile_bits) image ^= terms[s->first + half * LOW_BITS + k].bit;
+        if (!half)
+            for (int k = s->first + tile_bits; k < s->first + tile_bits + s->count; k++)
+                if ((here & terms[k].mask) == terms[k].mask) image ^= terms[k].bit;
+        images[i] = place(image);
+    }
+    __syncthreads();
 }
 
 /* Tile coordinate k is address bit at[k] (ascending); `shard` sits above the address. Shared memory: two tiles where
@@ -206,8 +265,8 @@ extern "C" __global__ void tiles(amp *state, const step *steps, int count, const
     amp *tile = (amp *)memory, *other = tile + (doubled ? size : 0);
     u64 *low_address = (u64 *)(other + size), *high_address = low_address + (1 << LOW_BITS);
     double *angles = (double *)(high_address + (1 << LOW_BITS));
-    amp *low = (amp *)(angles + 16), *high = low + (1 << LOW_BITS);
-    int *rows = (int *)(high + (1 << LOW_BITS));
+    amp *low = (amp *)(angles + 14 * LANES), *high = low + (EDGES << LOW_BITS);
+    int *rows = (int *)(high + (EDGES << LOW_BITS));
     for (int i = threadIdx.x; i < 1 << LOW_BITS; i += blockDim.x) {
         u64 a = 0, b = 0;
         for (int k = 0; k < LOW_BITS; k++) {
@@ -228,13 +287,22 @@ extern "C" __global__ void tiles(amp *state, const step *steps, int count, const
         for (int n = 0; n < count; n++) {
             const step *s = steps + n;
             if (s->kind == 0) {
-                if (s->phase >= 0) edge_phases(ops + s->phase, terms, tile_bits, here, angles, low, high);
+                for (int k = s->first; s->edges && k < s->first + s->count; k++)
+                    if (ops[k].kind == 4 && ops[k].count)
+                        edge_phases(ops + k, terms, tile_bits, here, angles, low, high);
                 round_step(tile, s, ops, pool, size, here, low, high);
+            } else if (s->kind == 2) {
+                permute_tables(s, terms, tile_bits, here, rows);
+                for (int t = threadIdx.x; t < size; t += blockDim.x)
+                    other[rows[t & ((1 << LOW_BITS) - 1)] ^ rows[(1 << LOW_BITS) + (t >> LOW_BITS)]] = tile[place(t)];
+                amp *swap = tile;
+                tile = other;
+                other = swap;
             } else {
                 for (int j = threadIdx.x; j < 1 << s->bits; j += blockDim.x) {
                     int r = 0;
                     for (int k = 0; k < s->bits; k++) r |= (j >> k & 1) << s->bit[k];
-                    rows[j] = r;
+                    rows[j] = place(r);
                 }
                 __syncthreads();
                 dense_step(tile, other, s, pool, size, here, rows);
