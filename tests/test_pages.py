@@ -134,6 +134,20 @@ def test_a_stored_timeline_comes_back_and_goes_with_its_outcome(small_spec: Path
     assert folder.load_timeline("simulated") is None
 
 
+def test_outcomes_of_another_plan_are_set_aside(small_spec: Path, tmp_path: Path) -> None:
+    """Planning anew from changed data must not leave the old plan's simulation beside the new prediction."""
+    job = open_job(str(small_spec))
+    folder, plan = RunFolder.of(job, tmp_path / "runs"), job.plan()
+    folder.save_plan(job, plan)
+    folder.save_outcome(job.simulate(plan))
+    slower = dataclasses.replace(plan.certificate, seconds=99.0)
+    folder.save_plan(job, dataclasses.replace(plan, certificate=slower))
+    assert folder.has("simulated.json"), "the same decision keeps its outcomes"
+    folder.save_plan(job, dataclasses.replace(plan, makespan_s=2 * plan.makespan_s))
+    assert not folder.has("simulated.json")
+    assert folder.has("simulated.superseded.json")
+
+
 # ---------------------------------------------------------------------------------------------------- in a browser
 
 

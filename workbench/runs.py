@@ -100,12 +100,26 @@ class RunFolder:
         return (self.path / name).exists()
 
     def save_plan(self, job: Job, plan: Any) -> Path:
-        """Store the plan in its envelope, and the manifest."""
+        """Store the plan in its envelope, and the manifest; outcomes of another plan are set aside."""
         body = dump(plan)
+        if self._decides_otherwise(body):
+            for clock in ("simulated", "measured"):
+                if self.has(f"{clock}.json"):
+                    (self.path / f"{clock}.json").replace(self.path / f"{clock}.superseded.json")
         envelope = {"format": "workbench.plan", "version": PLAN_VERSION, "study": job.study.name, "spec": job.id,
                     "digest": content_id(body), "plan": body}
         self._write_json("manifest.json", self._manifest(job, plan))
         return self._write_json("plan.json", envelope)
+
+    def _decides_otherwise(self, body: Mapping[str, Any]) -> bool:
+        """Whether the stored plan, if there is one, is another than ``body`` but for its certificate."""
+        if not self.has("plan.json"):
+            return False
+        try:
+            stored = self._read_json("plan.json").get("plan", {})
+        except SpecError:  # a torn file is no plan
+            return True
+        return {**stored, "certificate": None} != {**body, "certificate": None}
 
     def load_plan(self, job: Job) -> Any:
         """The stored plan.
