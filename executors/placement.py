@@ -121,15 +121,17 @@ def sections(problem: Problem, plan: Plan, costs: CostModel, outcome: Outcome) -
     moving = outcome.tables["concurrency"]
     played = problem.simulation
     load = f"{played.duration_s / 3600:.3g} h of traffic at {played.load:.0%} of the planned rate"
+    # Requests whose throughputs are given have one token each, hence no time between tokens.
+    per_token = [Figure(picture(cdf, {"time per output token": tpot * 1e3}, quantity="time per output token", unit="ms",
+                                label="Cumulative distribution of the time per output token"),
+                        f"Time per output token after the first, {load}")] if len(tpot) else []
     return [
         *_front(problem, plan, costs),
         Section("Latency", [
             Figure(picture(cdf, latencies, quantity="latency", unit="s", scale="log",
                            label="Cumulative distributions of time to first token and end-to-end latency"),
                    f"Latency of each request, {load}"),
-            Figure(picture(cdf, {"time per output token": tpot * 1e3}, quantity="time per output token", unit="ms",
-                           label="Cumulative distribution of the time per output token"),
-                   f"Time per output token after the first, {load}")]),
+            *per_token]),
         Section("Utilisation", [
             Table.of("Each replica under that traffic, and with the whole demand at once",
                      outcome.tables["replicas"].to_dict("records"), units={"cost": "$/h"}),

@@ -128,6 +128,6 @@ def ops_of(names: Sequence[str], device: str) -> list[tuple[str, Op]]:
         if name not in allowed:
             close = nearest(name, allowed)
             raise SpecError(f"no kernel family or op is called {name!r}", allowed=allowed,
-                            hint=f"did you mean {close!r}?" if close else None)
+                            hint=f"did you mean {close!r}?" if close else None, next_command="wb profile --help")
     return [(family, op.on(device)) for family, op in everything
             if device in op.devices and (not names or family in names or op.name in names)]

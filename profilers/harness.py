@@ -103,7 +103,10 @@ class CudaTimer:
         import torch
 
         if not torch.cuda.is_available():
-            raise WorkbenchError("no CUDA device to measure on", next_command="wb profile --device cpu")
+            built = torch.version.cuda
+            raise WorkbenchError("no CUDA device to measure on", where="--device cuda", allowed=["cpu"],
+                                 hint="PyTorch finds no NVIDIA GPU" if built else "this PyTorch is built for CPUs only",
+                                 next_command="wb doctor")
         self._cuda = torch.cuda
         self._kernel: Callable[[], Any] | None = None
         self._graph: Any = None

@@ -107,7 +107,8 @@ def load(name_or_path: str | Path, *, seed: int = 0, requests: int | None = None
         names = [*(n for n, f in known.files.items() if f.format is not None), *synthetic.names()]
         close = nearest(key, names)
         raise TraceError(f"no trace or workload is called {key!r}, and there is no such file",
-                         hint=f"did you mean {close!r}?" if close else None, next_command="wb traces list")
+                         allowed=[*names, "the path of a file"], hint=f"did you mean {close!r}?" if close else None,
+                         next_command="wb traces list")
     table = formats.read(path, format=format, unsorted=unsorted, lengths=lengths)
     return _shape(table, rng=rng, requests=requests, rate_per_s=rate_per_s, duration_s=duration_s)
 

@@ -235,7 +235,8 @@ def _sniff(path: Path) -> tuple[Literal["parquet", "csv", "jsonl", "json"], str]
     except IsADirectoryError:
         raise TraceError(f"{path} is a folder, not a trace", next_command="wb traces list") from None
     if not magic:
-        raise TraceError("the file is empty", where=str(path))
+        raise TraceError("the file is empty", where=str(path), allowed=["a trace with at least one request"],
+                         next_command="wb traces list")
     if not head.lstrip().startswith(("{", "[")):
         return "csv", head
     return ("jsonl" if f'"{_MOONCAKE.input_tokens}"' in head else "json"), head

@@ -97,8 +97,8 @@ class Registry:
         if key in by_path:
             return by_path[key]
         close = nearest(key, [*self.files, *by_path])
-        raise TraceError(f"no public data set is called {key!r}", hint=f"did you mean {close!r}?" if close else None,
-                         next_command="wb traces list")
+        raise TraceError(f"no public data set is called {key!r}", allowed=sorted(self.files),
+                         hint=f"did you mean {close!r}?" if close else None, next_command="wb traces list")
 
     def get(self, key: str) -> DataFile:
         """The entry of a name or mirror path."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from workbench import __version__
-from workbench.errors import WorkbenchError
+from workbench.errors import SpecError, WorkbenchError, nearest
 
 __all__ = ["main", "parser"]
 
@@ -102,14 +104,20 @@ def _planned(args: argparse.Namespace, *, anew: bool) -> tuple[Any, Any, Any]:
     from workbench import runs
     from workbench.job import open_job
 
-    if (Path(args.spec) / "spec.json").exists():
-        folder = runs.RunFolder(Path(args.spec))
+    stored = next((f for f in (Path(args.spec), Path(args.runs) / args.spec) if (f / "spec.json").exists()), None)
+    if stored is not None:
+        if args.set:
+            raise SpecError("a run folder answers one question, whose keys --set cannot change", where=str(stored),
+                            allowed=["a spec file or a study's name, with --set"],
+                            next_command=f"wb {args.verb} SPEC --set {args.set[0]}")
+        folder = runs.RunFolder(stored)
         job = folder.job()
     else:
         job = open_job(args.spec, args.set)
         folder = runs.RunFolder.of(job, args.runs)
-    if folder.has("plan.json") and not anew:
+    if (folder.has("plan.json") and not anew) or (args.verb == "check" and stored is not None):
         plan = folder.load_plan(job)
+        job.check(plan)  # the data behind the spec may have changed since, such as a trace fetched meanwhile
     else:
         say(f"planning {job.study.name} with {job.planner.name or next(iter(job.study.planner.PLANNERS))} …")
         plan = job.plan()
@@ -144,8 +152,7 @@ def _show_plan(args: argparse.Namespace, job: Any, folder: Any, plan: Any) -> No
 
 
 def _check(args: argparse.Namespace) -> int:
-    job, folder, plan = _planned(args, anew=False)
-    job.check(plan)
+    _, folder, plan = _planned(args, anew=False)
     emit(args, {"run": str(folder.path), "violations": []},
          lambda: f"no violations; {plan.certificate.line()}")
     return 0
@@ -287,7 +294,7 @@ def _traces(args: argparse.Namespace) -> int:
         emit(args, rows, lambda: table(rows, ["name", "kind", "rows", "licence", "where", "description"]))
         return 0
     if not args.name:
-        raise WorkbenchError(f"wb traces {args.action} wants a name", next_command="wb traces list")
+        raise SpecError(f"wb traces {args.action} wants a name", next_command="wb traces list")
     if args.action == "fetch":
         path = str(catalogue.fetch(args.name))
         emit(args, {"name": args.name, "path": path}, lambda: path)
@@ -335,15 +342,14 @@ def seconds(text: str) -> float:
     Raises:
         SpecError: it is none, or not above 0.
     """
-    from workbench.errors import SpecError
-
     unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
     try:
         value = float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise SpecError(f"{text!r} is no length of time", where="--budget", allowed=["90s", "5m", "1h"])
+        raise SpecError(f"{text!r} is no length of time", where="--budget", allowed=["90s", "5m", "1h"],
+                        next_command="wb profile --budget 90s")
     return value
 
 
@@ -363,9 +369,23 @@ def _bench(args: argparse.Namespace) -> int:
     return subprocess.call([sys.executable, "-m", benchmark_module(args.study)])
 
 
+class _Parser(argparse.ArgumentParser):
+    """Faults of the command line in the words of all others: what, the nearest name, and what to type next."""
+
+    def error(self, message: str) -> NoReturn:
+        word = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (--[^ =]+)", message)
+        actions = list(self._actions)
+        for verbs in (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)):
+            actions += [a for sub in verbs.values() for a in sub._actions]
+        known = [o for a in actions for o in (*a.option_strings, *(a.choices or ()))]
+        close = nearest(word[1] or word[2], known) if word else None
+        fault = SpecError(message, hint=f"did you mean {close}?" if close else None, next_command=f"{self.prog} --help")
+        self.exit(fault.exit_code, f"{self.prog}: {fault}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; its option set is frozen by a test."""
-    top = argparse.ArgumentParser(prog="wb", description="Plan with proofs, simulate, run, report.")
+    top = _Parser(prog="wb", description="Plan with proofs, simulate, run, report.")
     top.add_argument("--version", action="version", version=f"planner-workbench {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -423,6 +443,14 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _again(argv: Sequence[str] | None) -> str:
+    """The command as it was typed, but for the folder of runs."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--runs" in words:
+        del words[words.index("--runs"):words.index("--runs") + 2]
+    return f"wb {shlex.join(words)}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``wb`` with ``argv`` (default: the process's own) and return its exit code."""
     args = parser().parse_args(argv)
@@ -430,6 +458,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.function(args)
         sys.stdout.flush()
     except WorkbenchError as error:
+        error.next_command = (error.next_command or f"wb {args.verb} --help").replace("wb …", _again(argv))
         say(f"wb {args.verb}: {error}")
         return error.exit_code
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.errors import SpecError
 from workbench.outcome import Metric
 from workbench.runs import RunFolder
 
@@ -38,8 +39,15 @@ def compare(first: RunFolder, second: RunFolder) -> Comparison:
     """Compare two run folders.
 
     Raises:
-        SpecError: one of them has no plan, or not one of ours.
+        SpecError: one of them has no plan, or not one of ours, or they answer different studies.
     """
+    asked_of = [folder.study_name() for folder in (first, second)]
+    if asked_of[0] != asked_of[1]:
+        alike = sorted(p.parent.name for p in first.path.parent.glob(f"{asked_of[0]}-*/plan.json")
+                       if p.parent != first.path)
+        raise SpecError(f"{first.path.name} is of study {asked_of[0]!r}, {second.path.name} of {asked_of[1]!r}: "
+                        "they share neither keys nor metrics", allowed=alike[:8] or ["two runs of one study"],
+                        next_command=f"wb plan {asked_of[0]} --set KEY=VALUE")
     (left, spec_a, said_a, a), (right, spec_b, said_b, b) = (_read(folder) for folder in (first, second))
     if left == right:
         left, right = f"{left} (1)", f"{right} (2)"

@@ -450,8 +450,11 @@ class TableCosts:
         command = self._next_command.format(op=op)
         if op not in self._by_op:
             close = nearest(op, self._by_op)
-            return MissingProfile(f"no profile of op {op!r}", keys=[asked], allowed=sorted(self._by_op),
-                                  hint=f"did you mean {close!r}?" if close else None, next_command=command)
+            hint = f"did you mean {close!r}?" if close else None
+            if not self._by_op:
+                hint = "there are no tables at all: name a source in the spec's [costs] section"
+            return MissingProfile(f"no profile of op {op!r}", keys=[asked], allowed=sorted(self._by_op) or None,
+                                  hint=hint, next_command=command)
         faults = []
         for names, by_keys in self._by_op[op].items():
             known = {n: sorted({k[i] for k in by_keys}, key=str) for i, n in enumerate(names)}

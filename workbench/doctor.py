@@ -28,6 +28,9 @@ _PACKAGES = (
     ("torch", "torch", "real runs: pip install 'planner-workbench[run]'"),
     ("cupy", "cupy", "GPU kernels: pip install 'planner-workbench[gpu]'"),
     ("triton", "triton", "GPU kernels: pip install 'planner-workbench[gpu]'"),
+    ("distributed", "distributed", "wb sweep on Dask workers: pip install 'planner-workbench[dask]'"),
+    ("submitit", "submitit", "wb sweep as Slurm jobs: pip install 'planner-workbench[slurm]'"),
+    ("nbclient", "nbclient", "executing the notebooks: pip install 'planner-workbench[notebooks]'"),
 )
 
 
@@ -42,6 +45,8 @@ def examine() -> list[dict[str, Any]]:
     rows += [_package(*p) for p in _PACKAGES]
     driver = shutil.which("nvidia-smi")
     rows.append(_row("NVIDIA GPU", driver is not None, driver or "none found: runs use the CPU"))
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    rows.append(_row("C compiler", compiler is not None, compiler or "none found: CPU kernels need gcc or clang"))
     mirror = os.environ.get("WB_DATA_MIRROR")
     rows.append(_row("data mirror", mirror is not None and Path(mirror).is_dir(),
                      mirror or "WB_DATA_MIRROR is not set: real traces are downloaded, or synthetic ones used"))
@@ -83,5 +88,6 @@ def benchmark_module(name: str) -> str:
     module = f"tests.bench.{name}"
     if not Path("tests/bench", f"{name}.py").exists():
         raise NotBuilt(f"no benchmarks for {name!r} here", where="tests/bench",
-                       hint="benchmarks live in the source checkout; run wb bench from its top folder")
+                       hint="benchmarks live in the source checkout, not in an installed package",
+                       next_command=f"cd {Path(__file__).parents[1]} && wb bench {name}")
     return module

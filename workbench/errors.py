@@ -21,6 +21,8 @@ __all__ = [
     "nearest",
 ]
 
+_MOST_NAMES = 30  # in one list: a message stays on one screen
+
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name closest to ``name`` (case ignored), or ``None`` when nothing is close."""
@@ -61,7 +63,8 @@ class WorkbenchError(Exception):
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.message}" if self.where else self.message]
         if self.allowed is not None:
-            lines.append("  allowed: " + (", ".join(self.allowed) or "nothing"))
+            more = f", … and {len(self.allowed) - _MOST_NAMES} more" if len(self.allowed) > _MOST_NAMES else ""
+            lines.append("  allowed: " + (", ".join(self.allowed[:_MOST_NAMES]) or "nothing") + more)
         if self.hint:
             lines.append(f"  hint: {self.hint}")
         if self.next_command:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 
-__all__ = ["atomic_path", "write_atomic"]
+__all__ = ["atomic_path", "make_folder", "write_atomic"]
 
 
 @contextlib.contextmanager
@@ -45,6 +45,19 @@ def write_atomic(target: Path | str, content: str | bytes) -> Path:
     with atomic_path(target) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(target)
+
+
+def make_folder(folder: Path | str) -> Path:
+    """Make ``folder`` if it is absent, so that work whose results go there fails before it starts; returns it.
+
+    Raises:
+        WorkbenchError: it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(Path(folder), error) from None
+    return Path(folder)
 
 
 def _umask() -> int:

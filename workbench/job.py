@@ -9,14 +9,17 @@ question always lands in the same run folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
 
 from workbench import study as studies
 from workbench.costs import CostModel, TableCosts, open_costs
-from workbench.errors import CheckFailed, SpecError, WorkbenchError, nearest
+from workbench.errors import CheckFailed, NotBuilt, SpecError, WorkbenchError, nearest
 from workbench.outcome import Outcome
 from workbench.plan import Violation
 from workbench.spec import about, content_id, dump, parse, read_toml, set_keys, spec
@@ -30,7 +33,8 @@ class PlannerChoice:
 
     name: str | None = about("Planner by name (see wb schema); absent: the study's first.", default=None)
     solver: Literal["highs", "cbc", "gurobi", "cpsat"] = about("MILP back-end.", default="highs")
-    time_limit_s: float = about("Search time after which the best plan so far is returned.", default=60.0)
+    time_limit_s: Annotated[float, Gt(0)] = about("Search time after which the best plan so far is returned.",
+                                               default=60.0)
     seed: int = about("Seed of every random choice.", default=0)
 
 
@@ -58,9 +62,19 @@ class Job:
 
     def plan(self) -> Any:
         """Search for a plan with the chosen planner."""
-        return self.study.planner.plan(
-            self.problem, self.costs, planner=self.planner.name or next(iter(self.study.planner.PLANNERS)),
-            solver=self.planner.solver, time_limit_s=self.planner.time_limit_s, seed=self.planner.seed)
+        with self._next_is_the_schema():
+            return self.study.planner.plan(
+                self.problem, self.costs, planner=self.planner.name or next(iter(self.study.planner.PLANNERS)),
+                solver=self.planner.solver, time_limit_s=self.planner.time_limit_s, seed=self.planner.seed)
+
+    @contextlib.contextmanager
+    def _next_is_the_schema(self) -> Iterator[None]:
+        """Faults of a spec that only its use brings to light lead to the keys it may have."""
+        try:
+            yield
+        except WorkbenchError as error:
+            error.next_command = error.next_command or f"wb schema {self.study.name}"
+            raise
 
     def check(self, plan: Any) -> None:
         """Re-derive feasibility and objective from the plan alone.
@@ -77,13 +91,20 @@ class Job:
 
     def simulate(self, plan: Any) -> Outcome:
         """Play the plan on the virtual clock."""
-        outcome: Outcome = self.study.executor().simulate(self.problem, plan, self.costs)
+        with self._next_is_the_schema():
+            outcome: Outcome = self.study.executor().simulate(self.problem, plan, self.costs)
         return outcome
 
     def run(self, plan: Any, device: str) -> Outcome:
         """Run the plan for real on ``device`` and verify its outputs."""
         executor = self.study.executor()
-        outcome: Outcome = executor.run(self.problem, plan, device=device)
+        try:
+            outcome: Outcome = executor.run(self.problem, plan, device=device)
+        except NotBuilt as error:
+            # The executor knows its study but not the file that was asked about.
+            if error.next_command == f"wb simulate {self.study.name}":
+                error.next_command = f"wb simulate {self.source}"
+            raise
         violations = executor.verify(self.problem, plan, outcome)
         if violations:
             raise CheckFailed("the run's outputs differ from the reference: "
@@ -94,12 +115,15 @@ class Job:
 def read_spec(argument: str, assignments: Iterable[str] = ()) -> tuple[dict[str, Any], str]:
     """The spec data behind ``argument``, a TOML path or a study's name (then its demo spec), and where it came from."""
     path = Path(argument)
+    if path.is_dir():
+        raise SpecError(f"{argument} is a folder without spec.json, so it is no run folder",
+                        allowed=["a TOML file", "a study's name", "a run folder"], next_command="wb plan SPEC")
     if path.suffix == ".toml" or path.exists():
         return set_keys(read_toml(path), tuple(assignments)), str(path)
     known = studies.names()
     if argument not in known:
-        close = nearest(argument, known)
-        raise SpecError(f"{argument!r} is neither a spec file nor a study", allowed=known,
+        close = nearest(argument, [*known, *(p.name for p in Path().glob("*.toml"))])
+        raise SpecError(f"{argument!r} is neither a spec file nor a study nor a run folder", allowed=known,
                         hint=f"did you mean {close!r}?" if close else None, next_command="wb list")
     return set_keys(read_toml(studies.load(argument).demo_spec), tuple(assignments)), argument
 
@@ -142,6 +166,9 @@ def resolve(data: Mapping[str, Any], source: str) -> Job:
             raise SpecError("must be a table", where="costs")
         costs = open_costs(section) if section else costs
     except SpecError as error:
+        for fault in error.faults:
+            if not (fault.where or "").startswith("costs"):
+                fault.where = f"costs.{fault.where}"
         faults.extend(error.faults or [error])
     if faults:
         raise SpecError(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}", faults=faults, where=source,

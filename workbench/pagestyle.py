@@ -22,7 +22,7 @@ STYLE = f"""
 """ + """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
-body{margin:0 auto;padding:2.2rem 1.25rem 5rem;max-width:60rem;background:var(--paper);color:var(--ink);
+body{margin:0 auto;padding:2.2rem 1.25rem 5rem;max-width:66rem;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 h1{font-size:clamp(1.55rem,1.1rem + 2vw,2.1rem);line-height:1.2;letter-spacing:-.015em;margin:0 5.5rem .5rem 0;
 text-wrap:balance}
@@ -78,13 +78,14 @@ linear-gradient(90deg,var(--line),transparent) 0 0/.7rem 100%,
 linear-gradient(270deg,var(--line),transparent) 100% 0/.7rem 100%;background-repeat:no-repeat;
 background-attachment:local,local,scroll,scroll}
 table{border-collapse:collapse;min-width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;font-weight:600;padding:0 0 .45rem;position:sticky;left:0}
+caption{text-align:left;font-weight:600;padding:0 0 .45rem;position:sticky;left:0;max-width:calc(100vw - 2.5rem)}
 th,td{text-align:left;padding:.42rem 1.3rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:baseline;
 font-weight:400}
 th:last-child,td:last-child{padding-right:.3rem}
-thead th{color:var(--muted);font-size:.84rem;border-bottom:1.5px solid var(--muted);white-space:nowrap}
-.n{text-align:right;white-space:nowrap}
-.short{white-space:nowrap}
+thead th{color:var(--muted);font-size:.84rem;line-height:1.35;border-bottom:1.5px solid var(--muted);
+vertical-align:bottom}
+.n{text-align:right}
+tbody .n,tbody .short,thead .unit{white-space:nowrap}
 .medium{min-width:9.5rem}
 .long{min-width:15rem}
 .marked>*{background:var(--mark);font-weight:600}

@@ -181,14 +181,16 @@ def _stem(name: str) -> str:
 
 
 def _kind_colours(timeline: Timeline, kinds: Sequence[str]) -> dict[str, str]:
-    """A colour for each kind that takes most time, in order of first appearance; grey for the rest together."""
+    """A colour for each kind that takes most time, in order of first appearance; grey for waiting and for the rest."""
     total: dict[str, float] = {}
     took = np.bincount(timeline.name, timeline.end_s - timeline.start_s, len(timeline.names))
     for label, seconds in zip(kinds, took.tolist(), strict=True):
         total[label] = total.get(label, 0.0) + seconds
-    shown = set(sorted(total, key=lambda label: -total[label])[:len(PALETTE)])
-    colours = dict(zip([label for label in total if label in shown], PALETTE, strict=False))
-    return {**colours, **({"other": REST} if len(total) > len(shown) else {})}
+    waiting = {label: REST for label in total if label in ("wait", "idle")}
+    working = [label for label in total if label not in waiting]
+    shown = set(sorted(working, key=lambda label: -total[label])[:len(PALETTE)])
+    colours = dict(zip([label for label in working if label in shown], PALETTE, strict=False))
+    return {**colours, **waiting, **({"other": REST} if len(working) > len(shown) else {})}
 
 
 def _row_positions(timeline: Timeline) -> list[float]:

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from workbench.errors import SpecError, WorkbenchError, nearest
-from workbench.files import write_atomic
+from workbench.files import make_folder, write_atomic
 from workbench.runs import _git_revision, machine_facts, versions
 from workbench.spec import about, parse, read_toml, spec
 from workbench.study import Study
@@ -123,7 +123,7 @@ def reproduce(found: Study, folder: Path, *, only: str | None = None, full: bool
         raise SpecError(f"{found.name} has no claim {only!r}", where=str(found.claims), allowed=[c.id for c in claims],
                         hint=f"did you mean {close!r}?" if close else None, next_command=f"wb reproduce {found.name}")
     known = computations(found)
-    stored = _stored(folder)
+    stored = _stored(make_folder(folder))
     asked = [c for c in claims if only in (None, c.id)]
     for claim in asked:
         long = claim.minutes > LONG_MINUTES and not full and only is None

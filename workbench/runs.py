@@ -19,13 +19,16 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import CheckFailed, SpecError, nearest
 from workbench.files import atomic_path, write_atomic
 from workbench.job import Job, resolve
 from workbench.outcome import Metric, Outcome
 from workbench.spec import content_id, dump, parse
+
+if TYPE_CHECKING:
+    from workbench.timeline import Timeline
 
 __all__ = ["PLAN_VERSION", "RunFolder", "find", "machine_facts", "versions"]
 
@@ -86,19 +89,37 @@ class RunFolder:
         """The job this folder answers, from its stored spec."""
         data = self._read_json("spec.json")
         return resolve({"study": data["study"], **data["problem"], "costs": data["costs"],
-                        "planner": data["planner"]}, str(self.path / "spec.json"))
+                        "planner": data["planner"]}, str(self.path))
+
+    def study_name(self) -> str:
+        """The study that this folder's spec asks about."""
+        return str(self._read_json("spec.json")["study"])
 
     def has(self, name: str) -> bool:
         """Whether the folder holds the file ``name``."""
         return (self.path / name).exists()
 
     def save_plan(self, job: Job, plan: Any) -> Path:
-        """Store the plan in its envelope, and the manifest."""
+        """Store the plan in its envelope, and the manifest; outcomes of another plan are set aside."""
         body = dump(plan)
+        if self._decides_otherwise(body):
+            for clock in ("simulated", "measured"):
+                if self.has(f"{clock}.json"):
+                    (self.path / f"{clock}.json").replace(self.path / f"{clock}.superseded.json")
         envelope = {"format": "workbench.plan", "version": PLAN_VERSION, "study": job.study.name, "spec": job.id,
                     "digest": content_id(body), "plan": body}
         self._write_json("manifest.json", self._manifest(job, plan))
         return self._write_json("plan.json", envelope)
+
+    def _decides_otherwise(self, body: Mapping[str, Any]) -> bool:
+        """Whether the stored plan, if there is one, is another than ``body`` but for its certificate."""
+        if not self.has("plan.json"):
+            return False
+        try:
+            stored = self._read_json("plan.json").get("plan", {})
+        except SpecError:  # a torn file is no plan
+            return True
+        return {**stored, "certificate": None} != {**body, "certificate": None}
 
     def load_plan(self, job: Job) -> Any:
         """The stored plan.
@@ -127,14 +148,17 @@ class RunFolder:
         for name, table in outcome.tables.items():
             with atomic_path(self.path / outcome.clock / f"{name}.parquet") as part:
                 table.to_parquet(part)
+        line = self.path / outcome.clock / "timeline.json"
         if outcome.timeline is not None:
-            outcome.timeline.to_chrome_trace(self.path / outcome.clock / "timeline.json")
+            outcome.timeline.to_chrome_trace(line)
+        else:
+            line.unlink(missing_ok=True)  # of an earlier outcome
         body = {"clock": outcome.clock, "metrics": [asdict(m) for m in outcome.metrics],
                 "counters": dict(outcome.counters), "tables": sorted(outcome.tables)}
         return self._write_json(f"{outcome.clock}.json", body)
 
     def load_outcome(self, clock: str) -> Outcome | None:
-        """The stored outcome of one clock with its tables, or ``None`` when there is none. Timelines stay on disk."""
+        """The stored outcome of one clock with its tables, or ``None``; see also ``load_timeline``."""
         if not self.has(f"{clock}.json"):
             return None
         import pandas as pd
@@ -143,6 +167,13 @@ class RunFolder:
         tables = {name: pd.read_parquet(self.path / clock / f"{name}.parquet") for name in body["tables"]}
         return Outcome(clock=body["clock"], metrics=tuple(parse(Metric, m) for m in body["metrics"]),
                        counters=body["counters"], tables=tables)
+
+    def load_timeline(self, clock: str) -> Timeline | None:
+        """The stored timeline of one clock, or ``None`` when its outcome had none."""
+        from workbench.timeline import Timeline
+
+        path = self.path / clock / "timeline.json"
+        return Timeline.from_chrome_trace(path) if path.exists() else None
 
     def manifest(self) -> dict[str, Any]:
         """What was stored beside the plan: spec, argv, versions, machine, profiles, solver and gap."""
@@ -174,8 +205,9 @@ class RunFolder:
         except FileNotFoundError:
             raise SpecError(f"{self.path} is not a run folder: it has no {name}", next_command="wb plan SPEC") from None
         except json.JSONDecodeError as error:
+            again = "SPEC" if name == "spec.json" else self.path
             raise SpecError(f"not valid JSON: {error}", where=str(self.path / name),
-                            next_command="wb plan SPEC") from None
+                            next_command=f"wb plan {again}") from None
         return data
 
 

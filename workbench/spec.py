@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -90,12 +91,26 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         folder = path.parent if path.parent.is_dir() else Path()
         names = sorted(p.name for p in folder.glob("*.toml"))
         close = nearest(path.name, names)
-        raise SpecError(f"no such file: {path}", allowed=[f"a TOML file, e.g. {close}"] if close else None,
-                        next_command="wb list") from None
+        raise SpecError(f"no such file: {path}", allowed=names[:6] or
+                        ["a TOML file, or a study's name for its demo problem"],
+                        hint=f"did you mean {folder / close}?" if close else None, next_command="wb list") from None
     except IsADirectoryError:
         raise SpecError(f"{path} is a folder, not a TOML file", next_command="wb list") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"not valid TOML: {error}", where=str(path)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"not valid TOML: {error}", where=str(path), hint=_faulty_line(path, str(error)),
+                        next_command="wb schema STUDY") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"not valid TOML: {error}", where=str(path), allowed=["text in UTF-8"],
+                        next_command="wb schema STUDY") from None
+
+
+def _faulty_line(path: Path, message: str) -> str | None:
+    """The line that a TOML error complains of."""
+    found = re.search(r"at line (\d+)", message)
+    if found is None:
+        return "the file ends before a value does: look for a quote or bracket that is not closed"
+    line = path.read_text(encoding="utf-8").splitlines()[int(found[1]) - 1].strip()
+    return f"line {found[1]} reads: {line[:90]}"
 
 
 def set_keys(data: dict[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:
@@ -104,7 +119,8 @@ def set_keys(data: dict[str, Any], assignments: typing.Iterable[str]) -> dict[st
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign or not key.strip():
-            raise SpecError(f"--set wants key=value, not {assignment!r}", next_command="wb plan --help")
+            raise SpecError(f"--set wants key=value, not {assignment!r}", allowed=["--set budget_usd_per_h=15"],
+                            next_command="wb schema STUDY")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -124,9 +140,11 @@ def _slot(node: Any, part: str, key: str) -> str | int:
     if isinstance(node, dict):
         return part
     if not isinstance(node, list):
-        raise SpecError(f"--set {key}: {part!r} lies below a value that is neither a table nor a list")
+        raise SpecError(f"--set {key}: {part!r} lies below a value that is neither a table nor a list",
+                        next_command="wb schema STUDY")
     if not part.isdigit() or int(part) >= len(node):
-        raise SpecError(f"--set {key}: {part!r} is not an index of a list of {len(node)}")
+        raise SpecError(f"--set {key}: {part!r} is not an index of a list of {len(node)}",
+                        allowed=[str(k) for k in range(len(node))][:12], next_command="wb schema STUDY")
     return int(part)
 
 
@@ -211,8 +229,18 @@ def _fault(cls: Any, item: dict[str, Any]) -> WorkbenchError:
                               hint=f"did you mean {close!r}?" if close else None)
     if kind == "value_error":
         return WorkbenchError(str(context.get("error", item["msg"])), where=path)
+    if kind in ("float_parsing", "int_parsing") and re.match(r"\s*[-+]?[\d.]", str(item["input"])):
+        return WorkbenchError(f"{item['input']!r} is not a plain number", where=path,
+                              allowed=["a number in the unit that the key's name ends in"],
+                              hint=f"write {loc[-1]!s} = {_leading_number(item['input'])}, converted to that unit")
     shown = repr(item["input"])
     return WorkbenchError(f"{item['msg'][0].lower()}{item['msg'][1:]}; got {shown[:80]}", where=path)
+
+
+def _leading_number(text: str) -> str:
+    """The number that a quantity such as 30ms begins with."""
+    found = re.match(r"\s*([-+]?\d*\.?\d*(?:e[-+]?\d+)?)", text)
+    return found[1] if found else text
 
 
 def _known_keys(cls: Any, loc: tuple[Any, ...]) -> list[str]:

@@ -1,12 +1,16 @@
 """Studies are found, not registered: a module in ``planners/`` is a study; the file of the same name in
 ``executors/`` simulates and runs it, ``traces/specs/<study>.toml`` is its demo problem and
 ``traces/published/<study>.toml`` holds its paper's claims.
+
+Studies of your own need not live in this checkout: ``WB_STUDIES`` names folders (divided as in ``PATH``) with the same
+rooms, ``planners/`` ``executors/`` ``traces/specs/`` ``traces/published/``, without ``__init__.py``; they join ours.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +18,44 @@ from types import ModuleType
 
 from workbench.errors import NotBuilt, SpecError, nearest
 
-__all__ = ["Study", "data_folder", "load", "names", "profiled"]
+__all__ = ["Study", "data_file", "data_folder", "load", "names", "profiled"]
 
 
-def _package_folder(package: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise SpecError(f"the package {package!r} is not installed", next_command="make install")
-    return Path(next(iter(found.submodule_search_locations)))
+def _package_folders(package: str) -> list[Path]:
+    """Where modules of a room are looked for: the checkout's folder, then those of ``WB_STUDIES``.
+
+    Raises:
+        SpecError: the room is not installed, or a folder of ``WB_STUDIES`` does not exist.
+    """
+    try:
+        path = importlib.import_module(package).__path__
+    except ModuleNotFoundError:
+        raise SpecError(f"the package {package!r} is not installed", next_command="make install") from None
+    for folder in filter(None, os.environ.get("WB_STUDIES", "").split(os.pathsep)):
+        if not Path(folder).is_dir():
+            raise SpecError(f"no such folder: {folder}", where="WB_STUDIES",
+                            allowed=["folders that hold planners/ and executors/"], next_command="unset WB_STUDIES")
+        room = str(Path(folder).resolve() / package)
+        if room not in path:
+            path.append(room)
+    return [Path(folder) for folder in path]
 
 
 def names() -> list[str]:
     """Names of all studies, sorted; nothing is imported."""
-    modules = pkgutil.iter_modules([str(_package_folder("planners"))])
-    return sorted(m.name for m in modules if not m.name.startswith("_"))
+    modules = pkgutil.iter_modules([str(folder) for folder in _package_folders("planners")])
+    return sorted({m.name for m in modules if not m.name.startswith("_")})
 
 
 def data_folder(kind: str) -> Path:
-    """Folder ``traces/<kind>`` (``specs``, ``published``, ``hardware`` …)."""
-    return _package_folder("traces") / kind
+    """Folder ``traces/<kind>`` (``specs``, ``published``, ``hardware`` …) of this checkout."""
+    return _package_folders("traces")[0] / kind
+
+
+def data_file(kind: str, name: str) -> Path:
+    """File ``traces/<kind>/<name>`` of this checkout or of ``WB_STUDIES``; of this checkout when there is none."""
+    places = [folder / kind / name for folder in _package_folders("traces")]
+    return next((path for path in places if path.exists()), places[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +73,16 @@ class Study:
     @property
     def demo_spec(self) -> Path:
         """The study's demo problem."""
-        return data_folder("specs") / f"{self.name}.toml"
+        return data_file("specs", f"{self.name}.toml")
 
     @property
     def claims(self) -> Path:
         """The paper's published values."""
-        return data_folder("published") / f"{self.name}.toml"
+        return data_file("published", f"{self.name}.toml")
 
     def has_executor(self) -> bool:
         """Whether ``executors/<study>`` exists (nothing is imported)."""
+        _package_folders("executors")
         return importlib.util.find_spec(f"executors.{self.name}") is not None
 
     def executor(self) -> ModuleType:

@@ -13,6 +13,7 @@ from typing import Any
 
 from workbench import study as studies
 from workbench.errors import NotBuilt, WorkbenchError
+from workbench.files import make_folder
 from workbench.job import Job, open_job
 from workbench.outcome import Outcome, side_by_side
 from workbench.runs import RunFolder
@@ -25,8 +26,8 @@ _METRICS = 3
 
 def toy_spec(name: str) -> Path:
     """The small problem of study ``name``."""
-    toy = studies.data_folder("specs") / "toy" / f"{name}.toml"
-    return toy if toy.exists() else studies.data_folder("specs") / f"{name}.toml"
+    toy = studies.data_file("specs/toy", f"{name}.toml")
+    return toy if toy.exists() else studies.data_file("specs", f"{name}.toml")
 
 
 def tour(root: Path | str, *, tell: Callable[[str], None] = lambda _: None
@@ -39,9 +40,13 @@ def tour(root: Path | str, *, tell: Callable[[str], None] = lambda _: None
 
     Metric rows have ``study metric predicted simulated measured unit``, those on most clocks first; study rows say how
     each step went, how long all took, and for which device the costs are.
+
+    Raises:
+        WorkbenchError: ``root`` cannot be made.
     """
     metrics: list[dict[str, Any]] = []
     went: list[dict[str, Any]] = []
+    make_folder(root)
     for name in studies.names():
         tell(f"{name} …")
         rows, row = _visit(name, Path(root))

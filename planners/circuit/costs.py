@@ -47,7 +47,8 @@ def kernel_table(circuit: Circuit, costs: CostModel, *, limits: KernelLimits, lo
             gates[name] = ask("tile_gate", gate="*")
     if missing:
         raise MissingProfile("the kernels of this circuit have no measured times", keys=missing, where="costs",
-                             hint='[costs] source = "gates" holds published ones', next_command="wb profile circuit")
+                             hint='[costs] source = "gates", table = "a100-atlas" holds published ones',
+                             next_command="wb profile circuit")
     used = [source for source in SOURCES if counted.answers[source]]
     origin = "; ".join(dict.fromkeys(p.origin for p in costs.provenance().values()))
     device = ", ".join(dict.fromkeys(p.device for p in costs.provenance().values()))

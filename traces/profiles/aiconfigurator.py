@@ -177,8 +177,9 @@ class Aiconfigurator:
             close = nearest(device, self._systems)
             raise MissingProfile(f"{DISTRIBUTION} has no tables of {device} with {self._backend}",
                                  keys=[asked_point(op, point)],
-                                 allowed=sorted(self._systems), hint=f"did you mean {close!r}?" if close else None,
-                                 next_command=f"wb profile {op}")
+                                 allowed=sorted(self._systems), hint=f"did you mean {close!r}?" if close
+                                 else 'costs.fallback = "analytic" computes what nobody measured from the data sheet',
+                                 next_command="wb plan SPEC --set costs.fallback=analytic")
         for family in FAMILIES[op]:
             parent = self._folder / self._systems[device] / family.folder / (family.any_backend or self._backend)
             found = _newest(parent, f"{family.file}_perf.parquet", self._newest)

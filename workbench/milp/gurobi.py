@@ -14,7 +14,8 @@ from workbench.milp.search import Answer, Limits, Watch
 
 __all__ = ["search"]
 
-OTHERS = "use another solver: highs, cbc or cpsat"
+OTHERS = ("highs", "cbc", "cpsat")
+NEXT = "wb plan SPEC --set planner.solver=highs"
 
 
 def search(problem: Problem, limits: Limits, start: Floats | None, watch: Watch) -> Answer:
@@ -32,10 +33,12 @@ def search(problem: Problem, limits: Limits, start: Floats | None, watch: Watch)
         rows, columns = problem.matrix.shape
         if error.errno == gurobipy.GRB.Error.SIZE_LIMIT_EXCEEDED:
             raise SolverError(f"the Gurobi licence found does not cover a model of {columns:,} variables and {rows:,} "
-                              "rows (the free one ends at 2,000 of each)", where="gurobi", hint=OTHERS) from None
+                              "rows (the free one ends at 2,000 of each)", where="gurobi",
+                              allowed=OTHERS, next_command=NEXT) from None
         if error.errno == gurobipy.GRB.Error.NO_LICENSE:
-            raise SolverError(f"no valid Gurobi licence: {error}", where="gurobi", hint=OTHERS) from None
-        raise SolverError(f"Gurobi failed: {error}", where="gurobi", hint=OTHERS) from None
+            raise SolverError(f"no valid Gurobi licence: {error}", where="gurobi", allowed=OTHERS,
+                              next_command=NEXT) from None
+        raise SolverError(f"Gurobi failed: {error}", where="gurobi", allowed=OTHERS, next_command=NEXT) from None
 
 
 def _search(g: Any, model: Any, problem: Problem, *, limits: Limits, start: Floats | None, watch: Watch) -> Answer:
