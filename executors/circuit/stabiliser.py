@@ -1,7 +1,7 @@
 """Exact amplitudes of Clifford circuits of any size, as sums over paths: no state vector and no tile anywhere.
 
-Every Hadamard opens a path variable; all other gates act on affine forms of the variables and on a phase polynomial:
-    state = 2^(-h/2) sum_y i^(sum_i L_i y_i + 2 sum_(i<j) Q_ij y_i y_j) |f_0(y), f_1(y), ...>     (y_0 = 1 by convention)
+Every Hadamard opens a path variable; other gates act on affine forms of the variables and on a phase polynomial:
+    state = 2^(-h/2) sum_y i^(sum_i L_i y_i + 2 sum_(i<j) Q_ij y_i y_j) |f_0(y), f_1(y), ...>     (y_0 = 1)
 An amplitude fixes the forms, and what remains is a Gauss sum, done one variable at a time (Dehaene and De Moor,
 quant-ph/0304125, give such states as quadratic forms). Legend: h Hadamards, a form is a bit mask of variables with the
 constant in bit 0, L in Z4, Q a symmetric bit matrix kept as row masks.
@@ -207,7 +207,7 @@ def _words() -> dict[tuple[complex, ...], str]:
 def _two(state: PathSum, gate: Gate) -> bool:
     matrix = gate.matrix
     image = [int(row) for row in np.argmax(np.abs(matrix), axis=0)]
-    if image[0] ^ image[1] ^ image[2] ^ image[3] or any(abs(abs(matrix[r, c]) - 1) > CLOSE for c, r in enumerate(image)):
+    if np.any(np.abs(np.abs(matrix[image, range(4)]) - 1) > CLOSE) or image[0] ^ image[1] ^ image[2] ^ image[3]:
         return False
     a, b = gate.qubits
     first = cmath.phase(complex(matrix[image[0], 0]))
