@@ -72,6 +72,8 @@ def largest(state: State, count: int) -> npt.NDArray[np.int64]:
     found, sizes = np.zeros(0, dtype=np.int64), np.zeros(0)
     for start, part in _chunks(state):
         weight = part.real**2 + part.imag**2
+        if len(found) == count and weight.max() <= sizes[-1]:
+            continue
         kept = min(count, len(part))
         best = np.sort(np.argpartition(-weight, kept - 1)[:kept])
         found, sizes = np.concatenate([found, start + best]), np.concatenate([sizes, weight[best]])

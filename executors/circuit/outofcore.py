@@ -2,9 +2,10 @@
 
 A layout change costs nothing on its own: file address bits keep their wires, and a stage's arena gathers the shard's
 amplitudes from wherever its local bits lie. So every stage reads the whole state once and writes it once: traffic =
-stages x 2 x state. Before a shard is written, the wires that the next stage makes non-local move to the highest of the
-shard's own file bits, which keeps the contiguous pieces long. Stages use plain reads and writes, so that resident
-memory is the arena and one buffer; ``StoredState`` reads single amplitudes afterwards through a memory map.
+stages x 2 x state. Arena and file agree on the order of bits while a shard is moved, which keeps the contiguous pieces
+long: before a shard is written the wires that leave in the next stage trade places, in memory, with the highest of its
+bits, and after one is read its bits are brought into the order the stage's program expects. Plain reads and writes:
+resident memory is the arena and one buffer. ``StoredState`` reads amplitudes afterwards through a memory map.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from executors.circuit.sharded import ShardedCode
 from executors.circuit.state import Placement, State, allocate, clear_empty
 from workbench.errors import Infeasible
 
+PIECE = 1 << 16
+"""Amplitudes that trade places at a time, so that the copy of them stays in cache."""
 __all__ = ["FileRun", "StoredState", "run_on_file"]
 
 
@@ -96,15 +99,21 @@ def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, thread
             own = [file[w] for w in stage.entry[:bits]]
             others = [file[w] for w in stage.entry[bits:]]
             following = code.stages[index + 1].entry[bits:] if index + 1 < len(code.stages) else ()
-            goal = _destinations(stage.exit[:bits], sorted(own), set(following))
+            within = sorted(own)
+            enter = _trades(within, own)
+            leave, left = _trades_of_leaving(stage.exit[:bits], set(following))
             for shard in range(code.shards):
                 base = sum((shard >> i & 1) << a for i, a in enumerate(others))
-                run.read_bytes += _transfer(handle.fileno(), arena, own, base, run, write=False)
+                run.read_bytes += _transfer(handle.fileno(), arena, within, base, run, write=False)
+                for a, b in enter:
+                    _swap_bits(arena, a, b)
                 if index or not shard or code.live:
                     on.run(stage.program, arena, shard=shard, threads=threads or threads_available())
                     clear_empty(arena, stage.empty)
-                run.written_bytes += _transfer(handle.fileno(), arena, goal, base, run, write=True)
-            file.update(dict(zip(stage.exit[:bits], goal, strict=True)))
+                for a, b in leave:
+                    _swap_bits(arena, a, b)
+                run.written_bytes += _transfer(handle.fileno(), arena, within, base, run, write=True)
+            file.update(dict(zip(left, within, strict=True)))
             run.stage_s.append(time.perf_counter() - began)
     where = {a: file[w] for a, w in enumerate(code.stages[-1].exit)}
     old = code.placement
@@ -113,18 +122,41 @@ def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, thread
     return run
 
 
-def _destinations(wires: Sequence[int], own: Sequence[int], leaving: set[int]) -> list[int]:
-    """File bit of each arena address: as in the arena, but wires about to leave trade with the highest that stay."""
-    order = list(wires)
+def _trades(have: Sequence[int], want: Sequence[int]) -> list[tuple[int, int]]:
+    """Swaps of positions, one after the other, that turn one order into another."""
+    order, trades = list(have), []
+    for i, item in enumerate(want):
+        at = order.index(item)
+        if at != i:
+            trades.append((i, at))
+            order[i], order[at] = order[at], order[i]
+    return trades
+
+
+def _trades_of_leaving(wires: Sequence[int], leaving: set[int]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Swaps that bring the wires about to leave to the highest positions, and the order then."""
+    order, trades = list(wires), []
     top = len(order)
     for i in reversed(range(len(order))):
         if order[i] in leaving:
             top -= 1
-            while order[top] in leaving and top > i:
-                top -= 1
-            order[i], order[top] = order[top], order[i]
-    place = {w: own[i] for i, w in enumerate(order)}
-    return [place[w] for w in wires]
+            if i != top:
+                trades.append((i, top))
+                order[i], order[top] = order[top], order[i]
+    return trades, order
+
+
+def _swap_bits(arena: State, a: int, b: int) -> None:
+    """Exchange two address bits of the arena in place, a piece at a time."""
+    low, high = min(a, b), max(a, b)
+    view = arena.reshape(-1, 2, 1 << (high - low - 1), 2, 1 << low)
+    for block in view:
+        step = max(1, PIECE >> low)
+        for start in range(0, block.shape[1], step):
+            one, other = block[0, start : start + step, 1], block[1, start : start + step, 0]
+            held = one.copy()
+            one[...] = other
+            other[...] = held
 
 
 def _pieces(bits: Sequence[int], base: int) -> tuple[int, Iterator[tuple[int, int]]]:
