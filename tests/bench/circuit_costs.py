@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from executors.circuit.compiled import engine, threads_available
-from executors.circuit.costs import measure_costs, predict
+from executors.circuit.costs import measure_costs, predict, start_seconds
 from executors.circuit.local import compile_circuit, execute
 from executors.circuit.state import allocate
 from planners.circuit.generators import BENCHMARKS, generate
@@ -53,8 +53,11 @@ def main() -> None:
             runs[f].append(execute(code, state=state)[1])
     measured = {f: np.median(np.array(seconds), axis=0) for f, seconds in runs.items()}
     for size, table in costs.items():
-        predicted = {f: np.array(predict(code.program, table, lanes=on.lanes(dtype))) for f, code in codes.items()}
-        print(f"# calibrated at {size}: circuit | kernels | predicted s, measured s, ratio | kernel ratios")
+        start_s = start_seconds(table, dtype=dtype)
+        predicted = {f: np.array(predict(code.program, table, lanes=on.lanes(dtype), start_s=start_s))
+                     for f, code in codes.items()}
+        print(f"# calibrated at {size}, start of a program {1e6 * start_s:.0f} us: circuit | kernels | predicted s, "
+              "measured s, ratio | kernel ratios")
         for f in families:
             ratio = predicted[f] / measured[f]
             print(f"{f:15s} | {len(ratio)} | {predicted[f].sum():.4f} {measured[f].sum():.4f} "
