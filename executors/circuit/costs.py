@@ -110,7 +110,7 @@ def start_seconds(costs: GateCosts, *, dtype: npt.DTypeLike, repeats: int = 25) 
 
 def predict(program: Program, costs: GateCosts, *, lanes: int, start_s: float = 0.0) -> list[float]:
     """Predicted seconds of every kernel; ``start_s`` (``start_seconds``) comes on top of the first."""
-    result = []
+    result: list[float] = []
     for kernel, operations in zip(program.kernels, classes_of(program, lanes=lanes), strict=True):
         inside, empty = int(kernel["inside"]), int(kernel["empty"])
         across = ((1 << program.address_bits) - 1) & ~inside & ~empty
