@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from executors.circuit import run, simulate, verify
 from executors.circuit.compiled import Compiled, Engine, engine, native_engine
-from executors.circuit.costs import CLASSES, beyond_cache, classes_of, kernel_table, predict
+from executors.circuit.costs import CLASSES, classes_of, kernel_table, predict
 from executors.circuit.gpu import GATE, DenseKernel, TileKernelArguments, available, kernel_programs, source
 from executors.circuit.interpreted import Interpreter
 from executors.circuit.local import TileShape, compile_circuit, execute
@@ -512,16 +512,6 @@ def test_the_planners_table_scales_with_the_shard_and_prices_every_class() -> No
     assert all(b == 4 * a for a, b in zip(small.fusion_s, large.fusion_s, strict=True))
     for family in BENCHMARKS:
         assert all(small.gate_s(g) > 0 for g in generate(family, qubits=12, rng=np.random.default_rng(0)).gates)
-
-
-@pytest.mark.parametrize(("size", "single", "double"), [("2048K", 24, 23), ("64M", 25, 24), ("what", 24, 23)])
-def test_costs_are_measured_on_a_state_beyond_the_last_level_cache(size: str, single: int, double: int, tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    """At least three times the largest cache, which is taken as 32 MiB where less is known or said."""
-    (tmp_path / "index3").mkdir()
-    (tmp_path / "index3" / "size").write_text(size)
-    monkeypatch.setattr("executors.circuit.costs.CACHES", tmp_path)
-    assert (beyond_cache(np.float32), beyond_cache(np.float64)) == (single, double)
 
 
 # -- the virtual clock -----------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +23,9 @@ from executors.circuit.tiling import Step, TileKernel
 from planners.circuit import KernelTable
 from profilers.gates import GateCosts, fit
 
-__all__ = ["CLASSES", "Sampler", "beyond_cache", "classes_of", "kernel_table", "measure_costs", "predict",
+__all__ = ["CLASSES", "Sampler", "classes_of", "kernel_table", "measure_costs", "predict",
            "start_seconds"]
 
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 CLASSES = (
     "rotate_rows1", "rotate_rows2", "rotate_rows3", "rotate_lanes1", "rotate_lanes2", "rotate_lanes4",
     "matrix_row_real", "matrix_row", "matrix_lane", "dense_rows", "dense_mixed", "dense_lanes", "dense_any3",
@@ -200,31 +198,10 @@ class Sampler:
         return Step("flip", tuple(flips[name]))
 
 
-def _cache_bytes() -> int:
-    """Largest cache of the first processor; 32 MiB where the system does not say."""
-    sizes = [32 << 20]
-    for entry in CACHES.glob("index*/size"):
-        text = entry.read_text().strip()
-        if text[:-1].isdigit() and text[-1:] in "KMG":
-            sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
-    return max(sizes)
-
-
-def beyond_cache(dtype: npt.DTypeLike) -> int:
-    """Qubits of the smallest state that is at least three times the largest cache: its loads come from memory."""
-    amplitude = np.result_type(dtype, np.complex64).itemsize
-    return (3 * _cache_bytes() // amplitude - 1).bit_length()
-
-
-def measure_costs(*, dtype: npt.DTypeLike, qubits: int | None = None, threads: int | None = None, repeats: int = 5,
+def measure_costs(*, dtype: npt.DTypeLike, qubits: int = 22, threads: int | None = None, repeats: int = 5,
                   clock: Callable[[], float] = time.perf_counter) -> GateCosts:
-    """Profile the compiled engine (or the interpreter) on this machine.
-
-    ``qubits``: of the state worked on. A state that fits the last-level cache makes loads and stores look cheaper than
-    they are for the states that circuits are run on; the default lies beyond it.
-    """
+    """Profile the compiled engine (or the interpreter) on this machine."""
     on = engine()
-    qubits = beyond_cache(dtype) if qubits is None else qubits
     threads = threads or threads_available()
     sampler = Sampler(dtype=dtype, qubits=qubits, on=on, threads=threads, clock=clock)
     lanes = on.lanes(dtype)
