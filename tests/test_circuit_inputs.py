@@ -355,6 +355,31 @@ def test_cirq_circuits_keep_their_unitary() -> None:
     assert np.allclose(unitary_of(read.gates, 3)[np.ix_(index, index)], cirq.unitary(given_circuit))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_random_qiskit_circuits_give_qiskits_own_state(seed: int) -> None:
+    pytest.importorskip("qiskit")
+    library = pytest.importorskip("qiskit.circuit.random")
+    quantum_info = pytest.importorskip("qiskit.quantum_info")
+    from planners.circuit.adapters import from_qiskit
+
+    given_circuit = library.random_circuit(5, 8, max_operands=4, seed=seed)
+    wanted = np.asarray(quantum_info.Statevector(given_circuit).data)
+    assert np.abs(dense_state(from_qiskit(given_circuit)) - wanted).max() < 1e-10
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_cirq_circuits_give_cirqs_own_state(seed: int) -> None:
+    cirq = pytest.importorskip("cirq")
+    from planners.circuit.adapters import from_cirq
+
+    given_circuit = cirq.testing.random_circuit(cirq.LineQubit.range(5), 12, 0.7, random_state=seed)
+    # every qubit takes part, so that both sides count five
+    given_circuit.append(cirq.I.on_each(*cirq.LineQubit.range(5)))
+    wanted = cirq.Simulator(dtype=np.complex128).simulate(given_circuit).final_state_vector
+    index = [int(format(i, "05b")[::-1], 2) for i in range(32)]
+    assert np.abs(dense_state(from_cirq(given_circuit))[index] - wanted).max() < 1e-10
+
+
 # -- generated families --------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

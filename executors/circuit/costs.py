@@ -7,6 +7,7 @@ kernel by kernel with a measured table (``profilers.gates``); ``Sampler`` is wha
 from __future__ import annotations
 
 import platform
+import statistics
 import time
 from collections.abc import Callable
 
@@ -22,7 +23,8 @@ from executors.circuit.tiling import Step, TileKernel
 from planners.circuit import KernelTable
 from profilers.gates import GateCosts, fit
 
-__all__ = ["CLASSES", "Sampler", "classes_of", "kernel_table", "measure_costs", "predict"]
+__all__ = ["CLASSES", "Sampler", "classes_of", "kernel_table", "measure_costs", "predict",
+           "start_seconds"]
 
 CLASSES = (
     "rotate_rows1", "rotate_rows2", "rotate_rows3", "rotate_lanes1", "rotate_lanes2", "rotate_lanes4",
@@ -92,9 +94,21 @@ def _permute_class(program: Program, op: np.void, bits: int, lanes: int) -> str:
     return "permute_rows" if straight and not crossing else "permute1"
 
 
-def predict(program: Program, costs: GateCosts, *, lanes: int) -> list[float]:
-    """Predicted seconds of every kernel."""
-    result = []
+def start_seconds(costs: GateCosts, *, dtype: npt.DTypeLike, repeats: int = 25) -> float:
+    """What a program's first kernel takes beyond its work: threads start and touch their tiles for the first time.
+
+    It is the median time of a program of one tile without operations, less the tile's load and store.
+    """
+    on = engine()
+    sampler = Sampler(dtype=dtype, qubits=costs.tile_qubits, on=on, threads=costs.threads)
+    program = sampler.program([])
+    taken = [float(on.run(program, sampler.state, shard=0, threads=costs.threads)[0]) for _ in range(repeats)]
+    return max(0.0, statistics.median(taken) - predict(program, costs, lanes=on.lanes(dtype))[0])
+
+
+def predict(program: Program, costs: GateCosts, *, lanes: int, start_s: float = 0.0) -> list[float]:
+    """Predicted seconds of every kernel; ``start_s`` (``start_seconds``) comes on top of the first."""
+    result: list[float] = []
     for kernel, operations in zip(program.kernels, classes_of(program, lanes=lanes), strict=True):
         inside, empty = int(kernel["inside"]), int(kernel["empty"])
         across = ((1 << program.address_bits) - 1) & ~inside & ~empty
@@ -104,7 +118,7 @@ def predict(program: Program, costs: GateCosts, *, lanes: int) -> list[float]:
         seconds = costs.store_s * amplitudes + costs.load_s * (amplitudes >> rows_empty)
         seconds += sum(costs.operation_s(name) * share for name, share in operations) * amplitudes
         # fewer tiles than threads leave threads idle
-        result.append(seconds * max(1.0, costs.threads / tiles))
+        result.append(seconds * max(1.0, costs.threads / tiles) + (0.0 if result else start_s))
     return result
 
 
@@ -125,11 +139,11 @@ class Sampler:
     def seconds(self, name: str | None, count: int) -> float:
         """One timed run of a kernel with ``count`` operations of a class."""
         step = [] if name is None else [self._step(name)]
-        return self._time(self._program(step * count))
+        return self._time(self.program(step * count))
 
     def seconds_without_load(self) -> float:
         """One timed run of a kernel whose rows are known to be zero but the first (it is not read)."""
-        program = self._program([])
+        program = self.program([])
         mask = int(program.kernels["inside"][0]) & ~((1 << self.shape.run) - 1)
         program.kernels["empty"] = mask
         return self._time(program)
@@ -139,7 +153,8 @@ class Sampler:
         self.on.run(program, self.state, shard=0, threads=self.threads)
         return self.clock() - began
 
-    def _program(self, steps: list[Step]) -> Program:
+    def program(self, steps: list[Step]) -> Program:
+        """A program of one kernel."""
         layout = Layout({w: w for w in range(self.qubits)}, set(range(self.qubits)))
         kernel = TileKernel(frozenset(self.wires), tuple(range(self.shape.run)), tuple(steps))
         return emit([kernel], layout, address_bits=self.qubits, lanes=self.on.lanes(self.dtype), run=self.shape.run,

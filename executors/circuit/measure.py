@@ -17,7 +17,7 @@ import numpy.typing as npt
 from executors.circuit.state import Placement, State
 from workbench.errors import SpecError
 
-__all__ = ["PauliTerm", "amplitudes", "expectation", "marginal", "norm", "parse_pauli", "sample", "save"]
+__all__ = ["PauliTerm", "amplitudes", "expectation", "largest", "marginal", "norm", "parse_pauli", "sample", "save"]
 
 CHUNK_BITS = 18
 """2^18 amplitudes a step: its temporaries stay in the last-level cache."""
@@ -60,7 +60,26 @@ def _chunks(state: State) -> Iterator[tuple[int, State]]:
 
 def norm(state: State) -> float:
     """Sum of probabilities of this shard, in double precision."""
-    return float(sum(np.sum(np.abs(part.astype(np.complex128)) ** 2) for _, part in _chunks(state)))
+    total = 0.0
+    for _, part in _chunks(state):
+        reals = part.view(part.real.dtype).astype(np.float64)
+        total += float(np.dot(reals, reals))
+    return total
+
+
+def largest(state: State, count: int) -> npt.NDArray[np.int64]:
+    """Addresses of this shard's ``count`` largest amplitudes, the largest first."""
+    found, sizes = np.zeros(0, dtype=np.int64), np.zeros(0)
+    for start, part in _chunks(state):
+        weight = part.real**2 + part.imag**2
+        if len(found) == count and weight.max() <= sizes[-1]:
+            continue
+        kept = min(count, len(part))
+        best = np.sort(np.argpartition(-weight, kept - 1)[:kept])
+        found, sizes = np.concatenate([found, start + best]), np.concatenate([sizes, weight[best]])
+        order = np.argsort(-sizes, kind="stable")[:count]
+        found, sizes = found[order], sizes[order]
+    return found
 
 
 def amplitudes(state: State, placement: Placement, basis: Sequence[int], *, shard: int = 0

@@ -2,19 +2,21 @@
 
 A layout change costs nothing on its own: file address bits keep their wires, and a stage's arena gathers the shard's
 amplitudes from wherever its local bits lie. So every stage reads the whole state once and writes it once: traffic =
-stages x 2 x state. Before a shard is written, the wires that the next stage makes non-local move to the highest of the
-shard's own file bits, which keeps the contiguous pieces long. Plain file reads and writes, no memory map: resident
-memory is the arena and one buffer.
+stages x 2 x state. Arena and file agree on the order of bits while a shard is moved, which keeps the contiguous pieces
+long: before a shard is written the wires that leave in the next stage trade places, in memory, with the highest of its
+bits, and after one is read its bits are brought into the order the stage's program expects. Plain reads and writes:
+resident memory is the arena and one buffer. ``StoredState`` reads amplitudes afterwards through a memory map.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +24,11 @@ import numpy.typing as npt
 from executors.circuit.compiled import Engine, threads_available
 from executors.circuit.sharded import ShardedCode
 from executors.circuit.state import Placement, State, allocate, clear_empty
+from workbench.errors import Infeasible
 
-__all__ = ["FileRun", "run_on_file"]
+PIECE = 1 << 16
+"""Amplitudes that trade places at a time, so that the copy of them stays in cache."""
+__all__ = ["FileRun", "StoredState", "run_on_file"]
 
 
 @dataclass(slots=True)
@@ -37,11 +42,47 @@ class FileRun:
     smallest_piece_bytes: int = 1 << 62
 
 
-def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, threads: int | None = None) -> FileRun:
+class StoredState:
+    """A state file, read like the one-dimensional array of a state in memory; nothing stays mapped between reads."""
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+        self.path, self.dtype = path, np.dtype(dtype)
+
+    def as_state(self) -> State:
+        """This, for what only reads a state: it takes the length, slices and addresses of it and nothing else."""
+        return cast("State", self)
+
+    def __len__(self) -> int:
+        return self.path.stat().st_size // self.dtype.itemsize
+
+    def __getitem__(self, index: Any) -> Any:
+        """A copy of a contiguous slice, or of amplitudes at integer addresses."""
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(len(self))
+            return np.fromfile(self.path, self.dtype, stop - start, offset=start * self.dtype.itemsize)
+        return np.asarray(np.memmap(self.path, self.dtype, mode="r")[index])
+
+
+def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, threads: int | None = None,
+                start: Mapping[int, complex] | None = None) -> FileRun:
     """Run from |0...0>; the state ends in ``path`` (2^n amplitudes, native byte order).
 
-    ``code`` must come from ``compile_plan`` for ``on``; the arena holds its 2^local_bits amplitudes.
+    Args:
+        code: from ``compile_plan`` for ``on``; the arena holds its 2^local_bits amplitudes.
+        path: the file, made anew.
+        dtype: float32 or float64.
+        on: engine.
+        threads: all processors by default.
+        start: amplitudes by basis state of the wires, where the start is not |0...0> (``code.live``).
+
+    Raises:
+        Infeasible: the disk has no room for the state.
     """
+    size = np.result_type(dtype, np.complex64).itemsize << code.qubits
+    room = shutil.disk_usage(path.parent).free
+    if room < size:
+        raise Infeasible(f"the state file takes {size} bytes, the disk of {path.parent} has {room} free",
+                         hint="point TMPDIR at a larger disk")
     kind = np.result_type(dtype, np.complex64)
     arena = allocate(1 << code.local_bits, kind)
     bits = code.local_bits
@@ -50,21 +91,29 @@ def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, thread
     run = FileRun(code.placement)
     with path.open("w+b", buffering=0) as handle:
         handle.truncate(kind.itemsize << code.qubits)
-        handle.write(np.ones(1, dtype=kind).tobytes())
+        for basis, amplitude in (start or {0: 1.0}).items():
+            handle.seek(kind.itemsize * sum((basis >> w & 1) << a for w, a in file.items()))
+            handle.write(np.array([amplitude], dtype=kind).tobytes())
         for index, stage in enumerate(code.stages):
             began = time.perf_counter()
             own = [file[w] for w in stage.entry[:bits]]
             others = [file[w] for w in stage.entry[bits:]]
             following = code.stages[index + 1].entry[bits:] if index + 1 < len(code.stages) else ()
-            goal = _destinations(stage.exit[:bits], sorted(own), set(following))
+            within = sorted(own)
+            enter = _trades(within, own)
+            leave, left = _trades_of_leaving(stage.exit[:bits], set(following))
             for shard in range(code.shards):
                 base = sum((shard >> i & 1) << a for i, a in enumerate(others))
-                run.read_bytes += _transfer(handle.fileno(), arena, own, base, run, write=False)
-                if index or not shard:
+                run.read_bytes += _transfer(handle.fileno(), arena, within, base, run, write=False)
+                for a, b in enter:
+                    _swap_bits(arena, a, b)
+                if index or not shard or code.live:
                     on.run(stage.program, arena, shard=shard, threads=threads or threads_available())
                     clear_empty(arena, stage.empty)
-                run.written_bytes += _transfer(handle.fileno(), arena, goal, base, run, write=True)
-            file.update(dict(zip(stage.exit[:bits], goal, strict=True)))
+                for a, b in leave:
+                    _swap_bits(arena, a, b)
+                run.written_bytes += _transfer(handle.fileno(), arena, within, base, run, write=True)
+            file.update(dict(zip(left, within, strict=True)))
             run.stage_s.append(time.perf_counter() - began)
     where = {a: file[w] for a, w in enumerate(code.stages[-1].exit)}
     old = code.placement
@@ -73,18 +122,41 @@ def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, thread
     return run
 
 
-def _destinations(wires: Sequence[int], own: Sequence[int], leaving: set[int]) -> list[int]:
-    """File bit of each arena address: as in the arena, but wires about to leave trade with the highest that stay."""
-    order = list(wires)
+def _trades(have: Sequence[int], want: Sequence[int]) -> list[tuple[int, int]]:
+    """Swaps of positions, one after the other, that turn one order into another."""
+    order, trades = list(have), []
+    for i, item in enumerate(want):
+        at = order.index(item)
+        if at != i:
+            trades.append((i, at))
+            order[i], order[at] = order[at], order[i]
+    return trades
+
+
+def _trades_of_leaving(wires: Sequence[int], leaving: set[int]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Swaps that bring the wires about to leave to the highest positions, and the order then."""
+    order, trades = list(wires), []
     top = len(order)
     for i in reversed(range(len(order))):
         if order[i] in leaving:
             top -= 1
-            while order[top] in leaving and top > i:
-                top -= 1
-            order[i], order[top] = order[top], order[i]
-    place = {w: own[i] for i, w in enumerate(order)}
-    return [place[w] for w in wires]
+            if i != top:
+                trades.append((i, top))
+                order[i], order[top] = order[top], order[i]
+    return trades, order
+
+
+def _swap_bits(arena: State, a: int, b: int) -> None:
+    """Exchange two address bits of the arena in place, a piece at a time."""
+    low, high = min(a, b), max(a, b)
+    view = arena.reshape(-1, 2, 1 << (high - low - 1), 2, 1 << low)
+    for block in view:
+        step = max(1, PIECE >> low)
+        for start in range(0, block.shape[1], step):
+            one, other = block[0, start : start + step, 1], block[1, start : start + step, 0]
+            held = one.copy()
+            one[...] = other
+            other[...] = held
 
 
 def _pieces(bits: Sequence[int], base: int) -> tuple[int, Iterator[tuple[int, int]]]:

@@ -23,6 +23,6 @@ def sections(problem: Problem, plan: Plan, costs: Any, outcome: Outcome) -> list
     facts = Facts([
         Fact("bandwidth", outcome["bandwidth_bytes_per_s"] / 1e9, "GB/s", "state bytes the kernels read and write"),
         Fact("limit", outcome["bandwidth_limit_bytes_per_s"] / 1e9, "GB/s", "a pass that only scales the state"),
-        Fact("engine", str(outcome.tables["engine"]["engine"].iloc[0])),
+        *(Fact(name, str(values.iloc[0])) for name, values in outcome.tables["engine"].items()),
     ])
     return [Section("Stages on this machine", [facts, Table.of("Predicted and measured time", rows)])]

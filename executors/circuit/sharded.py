@@ -58,12 +58,13 @@ class StageCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardedCode:
-    """A whole plan, compiled."""
+    """A whole plan, compiled. ``live``: for any start state; else all shards but the first are zero at the start."""
 
     qubits: int
     local_bits: int
     stages: tuple[StageCode, ...]
     placement: Placement
+    live: bool = False
 
     @property
     def shards(self) -> int:
@@ -78,8 +79,8 @@ def engine_for(local_bits: int, dtype: npt.DTypeLike) -> Engine:
 
 
 def compile_plan(problem: Problem, plan: Plan, *, dtype: npt.DTypeLike, on: Engine | None = None,
-                 shape: TileShape | None = None) -> ShardedCode:
-    """Programs and exchanges of every stage, for a start in |0...0>.
+                 shape: TileShape | None = None, live: bool = False) -> ShardedCode:
+    """Programs and exchanges of every stage.
 
     Args:
         problem: gives the circuit.
@@ -87,6 +88,7 @@ def compile_plan(problem: Problem, plan: Plan, *, dtype: npt.DTypeLike, on: Engi
         dtype: float32 or float64.
         on: engine the programs are for; the best one by default.
         shape: tile; the measured default otherwise.
+        live: any start state is possible; otherwise the programs are for |0...0>.
     """
     circuit = planned_circuit(problem, plan)
     real = np.dtype(dtype)
@@ -96,6 +98,7 @@ def compile_plan(problem: Problem, plan: Plan, *, dtype: npt.DTypeLike, on: Engi
     run = min(shape.run, local_bits)
     size = min(shape.size, local_bits)
     lowering = Lowering(circuit.qubits)
+    lowering.live = [live] * circuit.qubits
     layout: Layout | None = None
     codes: list[StageCode] = []
     for index, stage in enumerate(plan.stages):
@@ -111,6 +114,7 @@ def compile_plan(problem: Problem, plan: Plan, *, dtype: npt.DTypeLike, on: Engi
         if layout is None:
             layout = _first_layout(stage, lowering, kernels[0].low if kernels else (),
                                    kernels[0].wires if kernels else frozenset(), local_bits)
+            layout.live = set(range(circuit.qubits)) if live else set()
         entry = by_address(layout)
         program = emit(kernels, layout, address_bits=local_bits, lanes=on.lanes(real), run=run, dtype=real)
         codes.append(StageCode(exchange=exchange, program=program, empty=layout.empty(local_bits), entry=entry,
@@ -119,7 +123,7 @@ def compile_plan(problem: Problem, plan: Plan, *, dtype: npt.DTypeLike, on: Engi
             layout.live |= {w for w, a in layout.address.items() if a < local_bits}
     assert layout is not None, "a plan has at least one stage"
     return ShardedCode(qubits=circuit.qubits, local_bits=local_bits, stages=tuple(codes),
-                       placement=placement_after(lowering, layout, circuit))
+                       placement=placement_after(lowering, layout, circuit), live=live)
 
 
 def _stored(stage: Stage, lowering: Lowering) -> list[int]:

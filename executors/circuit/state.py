@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Placement", "allocate", "clear_empty", "gather", "prepare_zero"]
+__all__ = ["Placement", "allocate", "clear_empty", "free_bytes", "gather", "prepare_zero"]
 
 State = npt.NDArray[np.complexfloating]
+
+
+def free_bytes() -> int:
+    """Memory this machine could give now without swapping (all of it where the system does not say)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def allocate(count: int, dtype: npt.DTypeLike) -> State:

@@ -47,7 +47,7 @@ def _merges(source: Circuit, plan: Plan) -> Iterator[Violation]:
 
 
 def _layouts(problem: Problem, circuit: Circuit, plan: Plan) -> Iterator[Violation]:
-    local = min(problem.machine.local_qubits, circuit.qubits)
+    local = problem.machine.shard_qubits(circuit.qubits)
     regional = min(problem.machine.regional_qubits, circuit.qubits - local)
     wanted = (local, regional, circuit.qubits - local - regional)
     if not plan.stages:

@@ -57,7 +57,7 @@ class _Ordered(NamedTuple):
 
 def shape_of(machine: Machine, qubits: int) -> Shape:
     """Wires by level for a circuit: a circuit smaller than the machine leaves the outer levels empty."""
-    local = min(machine.local_qubits, qubits)
+    local = machine.shard_qubits(qubits)
     regional = min(machine.regional_qubits, qubits - local)
     return Shape(local, regional, qubits - local - regional, machine.global_cost)
 

@@ -21,10 +21,12 @@ from workbench.errors import MissingProfile, SpecError
 from workbench.plan import Certificate
 from workbench.spec import about, spec
 
-__all__ = ["Kernel", "KernelKind", "KernelLimits", "KernelTable", "Machine", "Move", "Plan", "Problem", "Proof",
-           "Source", "Stage", "exchanged_fraction", "gate_class", "move"]
+__all__ = ["STATE_SHARE", "Kernel", "KernelKind", "KernelLimits", "KernelTable", "Machine", "Move", "Plan", "Problem",
+           "Proof", "Source", "Stage", "exchanged_fraction", "gate_class", "move"]
 
 KernelKind = Literal["fusion", "tile"]
+STATE_SHARE = 7 / 8
+"""Part of the memory limit that amplitudes may take."""
 
 
 @spec
@@ -59,10 +61,22 @@ class Machine:
     amplitude_bytes: Literal[8, 16] = about("Bytes of one amplitude: 8 single, 16 double precision.", default=16)
     regional_bytes_per_s: float | None = about("Send rate of one device inside its node.", default=None)
     global_bytes_per_s: float | None = about("Send rate of one device out of its node.", default=None)
+    memory_bytes: float | None = about(
+        "Memory for amplitudes where the plan runs: no shard exceeds 7/8 of it (the rest is for tiles and buffers), "
+        "and a larger state goes to a file. Absent: shards as given, and four fifths of what is free.", default=None)
 
     def __post_init__(self) -> None:
         if self.local_qubits < 1 or self.regional_qubits < 0 or self.global_cost < 0:
             raise SpecError("a machine has at least one local qubit and no negative sizes or weights", where="machine")
+        if self.memory_bytes is not None and self.memory_bytes * STATE_SHARE < 2 * self.amplitude_bytes:
+            raise SpecError(f"{self.memory_bytes:g} bytes hold no two amplitudes", where="machine.memory_bytes")
+
+    def shard_qubits(self, qubits: int) -> int:
+        """Local qubits of a circuit: L, cut to the circuit and to what ``memory_bytes`` holds."""
+        local = min(self.local_qubits, qubits)
+        if self.memory_bytes is None:
+            return local
+        return min(local, int(self.memory_bytes * STATE_SHARE / self.amplitude_bytes).bit_length() - 1)
 
 
 @spec
