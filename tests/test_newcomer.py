@@ -190,7 +190,7 @@ FAULTS = {
                              next="wb profile gemm",
                              files={"nocosts.toml": DEMO.replace('[costs]\nsource = "aiconfigurator"\n', "")}),
     "no kernel times": Fault(typed="plan toy.toml", code=4, names="no measured times", allows="a100-atlas",
-                             next="wb plan circuit --set costs.source=gates",
+                             next="wb profile circuit",
                              files={"toy.toml": TOY[:TOY.index("[costs]")]}),
     "no profile folder": Fault(typed="plan placement --set costs.source=measured --set costs.folder=profiles", code=2,
                                names="no profile tables here", allows="wb profile", next="wb profile --help"),

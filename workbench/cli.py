@@ -8,6 +8,7 @@ Nothing heavy is imported here: each verb imports what it needs.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -454,6 +455,8 @@ def _again(argv: Sequence[str] | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``wb`` with ``argv`` (default: the process's own) and return its exit code."""
     args = parser().parse_args(argv)
+    if argv is None:  # a command of its own: what it makes lives until it ends, so collecting early is time lost
+        gc.set_threshold(100_000, 50, 50)
     try:
         code: int = args.function(args)
         sys.stdout.flush()

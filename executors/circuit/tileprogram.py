@@ -43,7 +43,7 @@ ROUND_BITS = 3
 WIDEST_DENSE = 7
 MOST_EDGES = 4
 """Phases across the tile's edge in one round: the device holds so many pairs of tables."""
-GROUP_SIZES = (3, 4, 5)
+GROUP_SIZES = (1, 2, 3, 4, 5)
 LEAST_GROUP_BIT = 2
 """Lowest bit of a matrix applied from registers: four amplitudes in a row fill a memory sector."""
 _LEAST_FLIPS = 4
@@ -64,7 +64,7 @@ class TileProgram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMatrix:
-    """One matrix on three to five address bits (ascending), none of the two lowest: registers hold a group."""
+    """One matrix on up to five address bits (ascending), none of the two lowest: registers hold a group."""
 
     bits: tuple[int, ...]
     matrix: npt.NDArray[np.complex128]

@@ -16,6 +16,8 @@ typedef unsigned int u32;
 typedef struct __align__(2 * sizeof(REAL)) { REAL x, y; } amp;
 typedef struct __align__(16) { amp a[16 / sizeof(amp)]; } wide;
 
+extern __shared__ u64 memory[];
+
 #define LOW_BITS 6
 #define WIDE (int)(16 / sizeof(amp))
 #define LANES 16
@@ -260,7 +262,6 @@ __device__ static void permute_tables(const step *s, const term *terms, int tile
  * `doubled`, else one; then the tables. */
 extern "C" __global__ void tiles(amp *state, const step *steps, int count, const op *ops, const term *terms,
                                  const amp *pool, const int *at, int tile_bits, u64 number, u64 shard, int doubled) {
-    extern __shared__ u64 memory[];
     const int size = 1 << tile_bits;
     amp *tile = (amp *)memory, *other = tile + (doubled ? size : 0);
     u64 *low_address = (u64 *)(other + size), *high_address = low_address + (1 << LOW_BITS);
@@ -322,7 +323,6 @@ extern "C" __global__ void tiles(amp *state, const step *steps, int count, const
  * differ in the bits below, so whole sectors move. The matrix, row by row, is in shared memory. */
 template <int M> __device__ static inline void group_of(amp *state, const amp *matrix, const int *at, u64 groups) {
     constexpr int SIDE = 1 << M;
-    extern __shared__ u64 memory[];
     wide *rows = (wide *)memory;
     for (int i = threadIdx.x; i < SIDE * SIDE / WIDE; i += blockDim.x) rows[i] = ((const wide *)matrix)[i];
     u64 bit[M];
@@ -360,6 +360,14 @@ template <int M> __device__ static inline void group_of(amp *state, const amp *m
             state[address] = y;
         }
     }
+}
+
+extern "C" __global__ void group1(amp *state, const amp *matrix, const int *at, u64 groups) {
+    group_of<1>(state, matrix, at, groups);
+}
+
+extern "C" __global__ void group2(amp *state, const amp *matrix, const int *at, u64 groups) {
+    group_of<2>(state, matrix, at, groups);
 }
 
 extern "C" __global__ void group3(amp *state, const amp *matrix, const int *at, u64 groups) {
