@@ -38,7 +38,7 @@ __all__ = ["TIE", "Fleet", "Search", "cheapest", "fastest", "leanest"]
 
 TIE = 1e-6
 _ROUNDS = 200
-_FIRST_ROWS, _MOST_ROWS = 10_000, 200_000
+_FIRST_ROWS, _MOST_ROWS = 10_000, 100_000
 # Rates closer than this are equal; above the slack of the enumeration.
 _EQUAL = 1e-8
 _PRICED_AT_ONCE = 4
