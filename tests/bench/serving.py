@@ -193,7 +193,7 @@ def scale(sizes: Sequence[tuple[int, int]] = ((10_000, 4), (100_000, 4), (1_000_
     rows = []
     for requests, replicas in sizes:
         done = subprocess.run([sys.executable, "-m", "tests.bench.serving", "one", str(requests), str(replicas)],
-                              capture_output=True, text=True, check=True)
+                              stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout)
         rows.append([f"{requests:,}", f"{replicas:,}", f"{found['wall']:.1f}", f"{found['cpu']:.1f}",
                      f"{requests / found['cpu']:,.0f}", f"{1e6 * found['cpu'] / requests / found['addition']:.0f}",
@@ -217,8 +217,11 @@ def main(parts: Sequence[str]) -> None:
     if parts[:1] == ["one"]:
         print(json.dumps(one_scale(int(parts[1]), int(parts[2]))))
         return
-    for part in parts or ("fidelity", "speed", "scale"):
-        {"fidelity": fidelity, "speed": speed, "scale": scale}[part]()
+    known = {"fidelity": fidelity, "speed": speed, "scale": scale}
+    if not set(parts) <= set(known):
+        sys.exit(f"parts are {', '.join(known)}; with none named, all")
+    for part in parts or known:
+        known[part]()
 
 
 if __name__ == "__main__":
