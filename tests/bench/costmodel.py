@@ -11,17 +11,22 @@ the wait for other prompts. ``closed_loop`` replays each run on the step model w
 - Rows of InferenceMAX (the 70B model): 10 requests a client, lengths uniform in 80-100 % of the nominal ones, as its
   published scripts say. Other rows do not say: fixed lengths, 10 requests a client, all clients at once.
 
-Nothing is fitted: kernels, data sheets and these rules are all that goes in. Run: ``python -m tests.bench.costmodel``.
+Nothing is fitted: kernels, data sheets and these rules are all that goes in. Beside ours stand the estimates of the
+tables' own package for the same rows (``aiconfigurator``: its ``run_agg`` at 8,192 context tokens an iteration, which
+has fitted queueing factors). Run: ``python -m tests.bench.costmodel``.
 """
 
 from __future__ import annotations
 
 import csv
 import importlib.util
+import logging
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +39,9 @@ from workbench.stepcosts import TICKS_PER_S, Chunk, StepModel, ramp_sum
 
 MODELS = {"meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b", "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
           "Qwen/Qwen3-32B": "qwen3-32b"}
+# The same shapes under the names whose configurations the package ships.
+PEER_NAMES = {"meta-llama/Llama-3.1-8B-Instruct": "meta-llama/Meta-Llama-3.1-8B",
+              "meta-llama/Llama-3.1-70B": "meta-llama/Meta-Llama-3.1-70B"}
 BUDGET = 8192
 REQUESTS_A_CLIENT = 10
 
@@ -209,10 +217,14 @@ class Judged:
         return f"{MODELS[self.row['model_path']]} {self.row['backend']} {self.row['gemm_quant_mode'] or 'bf16'}"
 
     def error(self, metric: str) -> float:
-        """Relative error of 'ttft', 'tpot' or 'rate'."""
+        """Relative error of 'ttft', 'tpot', 'peer_ttft', 'peer_tpot' or 'rate'."""
         if metric == "rate":
             return self.requests_per_s / measured_rate(self.row) - 1
-        return getattr(self, metric) / float(self.row[f"silicon_{metric}_ms"]) - 1
+        if metric.startswith("peer_"):
+            estimate = peer_estimate(self.row)[metric == "peer_tpot"]
+        else:
+            estimate = getattr(self, metric)
+        return float(estimate) / float(self.row[f"silicon_{metric.removeprefix('peer_')}_ms"]) - 1
 
 
 def mean_lengths(row: Mapping[str, str]) -> tuple[float, float]:
@@ -255,6 +267,33 @@ def judge(rows: Sequence[Mapping[str, str]]) -> list[Judged]:
     return judged
 
 
+def peer_estimate(row: Mapping[str, str]) -> tuple[float, float]:
+    """TTFT and TPOT in ms as aiconfigurator itself estimates them, from the model configurations that it ships."""
+    inputs, outputs = mean_lengths(row)
+    model, database, backend = _peer(row["backend"], row["model_path"], row["gemm_quant_mode"], row["tp_size"])
+    from aiconfigurator_core.sdk.config import RuntimeConfig
+
+    runtime = RuntimeConfig(batch_size=int(float(row["batch_size"])), isl=round(inputs), osl=round(outputs))
+    found = backend.run_agg(model, database, runtime, ctx_tokens=BUDGET).get_summary_df().iloc[0]
+    return float(found["ttft"]), float(found["tpot"])
+
+
+@cache
+def _peer(backend: str, model_path: str, weights: str, tp_size: str) -> tuple[Any, Any, Any]:
+    logging.getLogger("aiconfigurator_core").setLevel(logging.CRITICAL)
+    from aiconfigurator_core.sdk.backends.factory import get_backend
+    from aiconfigurator_core.sdk.config_builders import build_model_config
+    from aiconfigurator_core.sdk.models import get_model
+    from aiconfigurator_core.sdk.perf_database import get_database, get_latest_database_version
+
+    degree = int(float(tp_size))
+    config = build_model_config(degree, 1, 1, degree, 1, gemm_quant_mode=weights or "bfloat16",
+                                kvcache_quant_mode="bfloat16", fmha_quant_mode="bfloat16")
+    version = get_latest_database_version("h100_sxm", backend)
+    return (get_model(PEER_NAMES.get(model_path, model_path), config, backend),
+            get_database("h100_sxm", backend, version), get_backend(backend))
+
+
 def waits_for_others(rows: Sequence[Mapping[str, str]]) -> set[str]:
     """Ids of runs whose TTFT cannot be a first-token time of a server with a slot for every client.
 
@@ -287,7 +326,7 @@ def report() -> str:
     judged = judge(rows)
     odd = waits_for_others([j.row for j in judged])
     lines = [f"{'model':32} {'TP':>3} {'rows':>5} {'TPOT %':>7} {'TTFT %':>7} {'rows*':>6} {'TTFT* %':>8} "
-             f"{'h %':>6} {'h bias %':>9}"]
+             f"{'h %':>6} {'h bias %':>9} {'peer TPOT %':>12} {'peer TTFT %':>12}"]
     for model in sorted({j.model for j in judged}):
         mine = [j for j in judged if j.model == model]
         degrees = sorted({int(float(j.row["tp_size"])) for j in mine})
@@ -296,10 +335,13 @@ def report() -> str:
             sound = [j for j in part if j.row["id"] not in odd]
             figures = [mape([j.error("tpot") for j in part]), mape([j.error("ttft") for j in part]), len(sound),
                        mape([j.error("ttft") for j in sound]), mape([j.error("rate") for j in part]),
-                       100 * float(np.mean([j.error("rate") for j in part]))]
-            lines.append("{:32} {:>3} {:>5} {:>7.1f} {:>7.1f} {:>6} {:>8.1f} {:>6.1f} {:>+9.1f}".format(
+                       100 * float(np.mean([j.error("rate") for j in part])),
+                       mape([j.error("peer_tpot") for j in part]), mape([j.error("peer_ttft") for j in part])]
+            lines.append("{:32} {:>3} {:>5} {:>7.1f} {:>7.1f} {:>6} {:>8.1f} {:>6.1f} {:>+9.1f} {:>12.1f} "
+                         "{:>12.1f}".format(
                 model, label, len(part), *figures))
     lines.append("h: requests per second of workbench.llmrates.throughput at the run's batch against Little's law")
+    lines.append("peer: aiconfigurator's own estimates of the same rows")
     lines.append("* without rows whose measured TTFT grows with the output length (waits_for_others)")
     for reason, count in Counter(filter(None, map(exclusion, rows))).most_common():
         lines.append(f"left out {count:>5}: {reason}")
