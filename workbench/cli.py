@@ -8,12 +8,14 @@ Nothing heavy is imported here: each verb imports what it needs.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -75,8 +77,18 @@ def _list(args: argparse.Namespace) -> int:
         rows.append({"study": name, "plans": found.title.removeprefix(name + ": "),
                      "planners": ", ".join(found.planner.PLANNERS),
                      "executor": "yes" if found.has_executor() else "no"})
-    emit(args, rows, lambda: table(rows))
+    def text() -> str:
+        return "\n\n".join(_paragraph(row) for row in rows) + "\n\nnext: wb schema STUDY, wb plan STUDY"
+
+    emit(args, rows, text)
     return 0
+
+
+def _paragraph(row: dict[str, str]) -> str:
+    """One study for people: what it plans, its planners (the first is the default), whether it runs."""
+    fill = functools.partial(textwrap.fill, width=100, subsequent_indent=" " * 12, break_on_hyphens=False)
+    lines = [fill(f"{row['study']:<12}{row['plans']}"), fill(f"{'':<12}planners: {row['planners']}")]
+    return "\n".join(lines if row["executor"] == "yes" else [*lines, f"{'':<12}no executor yet"])
 
 
 def _schema(args: argparse.Namespace) -> int:
