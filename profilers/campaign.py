@@ -29,7 +29,7 @@ from workbench.errors import WorkbenchError
 from workbench.runs import machine_facts, versions
 from workbench.spec import content_id
 
-__all__ = ["Campaign", "conditions_text"]
+__all__ = ["Campaign", "conditions_text", "measured"]
 
 _POINT_S = 0.5
 _TRY_S = 0.12
@@ -63,6 +63,7 @@ class Campaign:
         if not found:
             reasons = "; ".join(f"{name} {why}" for name, why in self.left_out.items())
             raise WorkbenchError(f"none of these kernels runs on {device}" + (f": {reasons}" if reasons else ""))
+        self.family_of = {op.name: family for family, op in found}
         self.series = [Series(op, keys) for _, op in found for keys in op.variants]
 
     def plan_rows(self) -> list[dict[str, Any]]:
@@ -110,7 +111,7 @@ class Campaign:
         timer: Timer = CpuTimer() if self.device == "cpu" else CudaTimer()
         started, done, shown = time.monotonic(), 0, time.monotonic()
         for series, at, why in _in_turn(wanted, deadline, self.error_target):
-            series.add(at, _measured(series, at, self.device, timer), journal)
+            series.add(at, measured(series, at, self.device, timer), journal)
             done += 1
             if time.monotonic() - shown > 5:
                 shown = time.monotonic()
@@ -167,7 +168,7 @@ def _in_turn(wanted: Sequence[Series], deadline: float, error_target: float
             yield series, at, "measuring again"
 
 
-def _measured(series: Series, at: tuple[int, ...], device: str, timer: Timer) -> Any:
+def measured(series: Series, at: tuple[int, ...], device: str, timer: Timer) -> Any:
     """Measure one point; the arguments of every point are drawn from the same seed."""
     made: Prepared = series.op.prepare(series.point(at), device, np.random.default_rng(0))
     try:

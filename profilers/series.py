@@ -1,4 +1,8 @@
-"""One table in the making: the points of one op under one set of keys, and where its interpolation is least sure."""
+"""One table in the making: the points of one op under one set of keys, and where its interpolation is least sure.
+
+A series interpolates as its table will (``workbench.costs``): around a prior fitted to its points where leaving points
+out says that this is the better way, else straight between them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import numpy as np
 from profilers.family import GridAxis, Op
 from profilers.harness import Measurement
 from profilers.journal import Journal
-from workbench.costs import Floats, Key, ProfileTable, Provenance
+from workbench.costs import Floats, Key, Prior, ProfileTable, Provenance, held_out_errors
 
 __all__ = ["Series"]
 
@@ -33,6 +37,7 @@ class Series:
         self.levels = max(self.grid.values()) + 1
         self._again: set[At] = set()
         self._worst: tuple[float, list[At]] | None = None
+        self._shape: dict[At, float] = {}
 
     def label(self) -> str:
         """Op and keys in one short text."""
@@ -70,17 +75,40 @@ class Series:
     def table(self, device: str, provenance: Provenance) -> ProfileTable:
         """The points as a profile table; every table is keyed by device."""
         keys: dict[str, Key] = {"device": device, **self.keys}
-        return ProfileTable(op=self.op.name, keys=keys, axes=self.op.table_axes(), times=self.op.times,
-                            points=np.array(list(self.points), dtype=float).reshape(len(self.points), -1),
-                            seconds=np.array([m.median_s for m in self.points.values()]), provenance=provenance)
+        points, seconds = self._arrays()
+        return ProfileTable(op=self.op.name, keys=keys, axes=self.op.table_axes(), times=self.op.times, points=points,
+                            seconds=seconds, prior=self.prior(), provenance=provenance)
 
     def errors(self) -> Floats:
-        """Relative errors of predicting each point from its two neighbours along each axis (leave one out)."""
-        return np.array([e for _, _, _, errors in self._left_out() for e in errors])
+        """Relative errors of the table at each point when all points with its value of one axis are left out."""
+        whole = self.table("any", Provenance(id="", origin="", device="any"))
+        return np.concatenate([held_out_errors(whole, axis.name) for axis in self.op.axes])
+
+    def prior(self) -> Prior | None:
+        """The shape to interpolate around; absent where it would make predictions of left-out points worse."""
+        if self.op.times != "log":
+            return None
+        points, seconds = self._arrays()
+        found = Prior.fit(points, seconds)
+        if found is None:
+            return None
+        self._shape = {}
+        straight = self._mean_error()
+        self._shape = dict(zip(self.points, found.seconds(points).tolist(), strict=True))
+        return found if self._mean_error() < straight else None
+
+    def _mean_error(self) -> float:
+        return float(np.mean([abs(e) for _, _, _, errors in self._left_out() for e in errors] or [0.0]))
+
+    def _arrays(self) -> tuple[Floats, Floats]:
+        return (np.array(list(self.points), dtype=float).reshape(len(self.points), -1),
+                np.array([m.median_s for m in self.points.values()]))
 
     def worst_gap(self) -> tuple[float, list[At]]:
         """(estimated error of interpolating in the least sure gap, the points that would split it)."""
         if self._worst is None:
+            if self.prior() is None:
+                self._shape = {}
             self._worst = max(self._gaps(), key=lambda gap: gap[0], default=(0.0, []))
         return self._worst
 
@@ -104,13 +132,20 @@ class Series:
                 for low, value, high in zip(s := sorted(lines), s[1:], s[2:], strict=False):
                     share = _share(axis, low, value, high)
                     both = lines[low].keys() & lines[value].keys() & lines[high].keys()
-                    errors = [self._blend(lines[low][x], lines[high][x], share) / lines[value][x] - 1 for x in both]
+                    errors = [self._blend(((*prefix, low, *x), (*prefix, value, *x), (*prefix, high, *x)), share)
+                              / lines[value][x] - 1 for x in both]
                     yield j, prefix, value, errors
 
-    def _blend(self, low_s: float, high_s: float, share: float) -> float:
-        if self.op.times == "log":
+    def _blend(self, line: tuple[At, At, At], share: float) -> float:
+        """Seconds at the middle of three points from the outer two, as the table would say."""
+        low_s, high_s = (self.points[at].median_s for at in (line[0], line[2]))
+        if self.op.times != "log":
+            return (1 - share) * low_s + share * high_s
+        if not self._shape:
             return math.exp((1 - share) * math.log(low_s) + share * math.log(high_s))
-        return (1 - share) * low_s + share * high_s
+        low, middle, high = (self._shape[at] for at in line)
+        found = middle * math.exp((1 - share) * math.log(low_s / low) + share * math.log(high_s / high))
+        return min(max(found, min(low_s, high_s)), max(low_s, high_s))
 
     def _lines(self, j: int) -> dict[At, dict[int, dict[At, float]]]:
         """outer values -> value of axis ``j`` -> inner values -> seconds."""
