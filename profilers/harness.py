@@ -26,12 +26,14 @@ from typing import Any, Protocol
 from workbench.errors import WorkbenchError
 from workbench.spec import about, spec
 
-__all__ = ["BLOCK_S", "GRAPH_CALLS", "Conditions", "CpuTimer", "CudaTimer", "Measurement", "Timer", "available_cpus",
-           "bimodal", "fixed_conditions", "measure", "median_interval"]
+__all__ = ["BLOCK_S", "CROWDED", "GRAPH_CALLS", "Conditions", "CpuTimer", "CudaTimer", "Measurement", "Timer",
+           "available_cpus", "bimodal", "fixed_conditions", "measure", "median_interval"]
 
 BLOCK_S = 1e-3
 GRAPH_CALLS = 32
 """Calls in one CUDA graph: as many as a family has copies of its operands, so that every copy takes its turn."""
+CROWDED = ("steal", "foreign load")
+"""How the complaint begins when other programs had the processors."""
 _MIN_BLOCKS = 9
 _FEWEST_BLOCKS = 6
 _LONG_S = 2e-3
@@ -210,11 +212,10 @@ def measure(kernel: Callable[[], Any], *, timer: Timer, target: float = 0.02, se
             attempts: int = 3) -> Measurement:
     """Measure one kernel until the median is known to ``target`` (half-width as a share), at most ``seconds`` a try.
 
-    The kernel is called twice before the clock starts (compilation, caches, lazy allocation). Of ``attempts`` noisy
+    The kernel is called before the clock starts (compilation, caches, lazy allocation). Of ``attempts`` noisy
     tries the one with the narrowest interval is kept, marked as noisy.
     """
-    timer.block(kernel, 2)
-    calls = _calls_a_block(kernel, timer)
+    calls = 1 if timer.block(kernel, 1) > _LONG_BLOCK_S else _calls_a_block(kernel, timer)
     best: Measurement | None = None
     for _ in range(attempts):
         found = _once(kernel, timer, calls, target, seconds)

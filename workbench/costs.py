@@ -44,6 +44,7 @@ __all__ = [
     "CostModel",
     "CountedCosts",
     "FallbackCosts",
+    "JudgedCosts",
     "Prior",
     "ProfileTable",
     "Provenance",
@@ -101,6 +102,8 @@ class Provenance:
     error_median: float | None = about("Median relative error of predicting a left-out row from its neighbours.",
                                        default=None)
     error_p90: float | None = about("90th percentile of the same errors.", default=None)
+    error_point: float | None = about("90th percentile of the points' own uncertainty (half-width of the median's 95 % "
+                                      "confidence interval over the median).", default=None)
 
 
 class CostModel(Protocol):
@@ -255,7 +258,8 @@ def _check_rows(table: ProfileTable, points: Floats, seconds: Floats) -> None:
                          where=where)
     if not len(seconds):
         raise TraceError("a profile table needs at least one row", where=where)
-    if table.prior is not None and (table.times != "log" or {len(e) for e in table.prior.exponents} != {len(table.axes)}):
+    if table.prior is not None and (table.times != "log"
+                                    or {len(e) for e in table.prior.exponents} != {len(table.axes)}):
         raise TraceError("a prior needs times on a log scale, and an exponent for each axis", where=where)
     bad = ~np.isfinite(points).all(axis=1) | ~np.isfinite(seconds) | (seconds <= 0)
     for column, axis in enumerate(table.axes):
@@ -474,10 +478,12 @@ class TableCosts:
     Args:
         tables: at most one per op and keys; later ones replace earlier ones.
         next_command: what to type when a point is missing; ``{op}`` is replaced by the op's name.
+        assumed: keys of points that do not name them, such as the device of planners that know only one.
     """
 
-    def __init__(self, tables: Iterable[ProfileTable], *, next_command: str = "wb profile {op}") -> None:
-        self._next_command = next_command
+    def __init__(self, tables: Iterable[ProfileTable], *, next_command: str = "wb profile {op}",
+                 assumed: Mapping[str, Key] | None = None) -> None:
+        self._next_command, self._assumed = next_command, dict(assumed or {})
         self._by_op: dict[str, dict[tuple[str, ...], dict[tuple[Key, ...], ProfileTable]]] = {}
         for table in tables:
             self.add(table)
@@ -500,10 +506,10 @@ class TableCosts:
         """
         for names, by_keys in self._by_op.get(op, {}).items():
             try:
-                return by_keys[tuple(point[n] for n in names)]
+                return by_keys[tuple(point[n] if n in point else self._assumed[n] for n in names)]
             except KeyError:
                 continue
-        raise self._missing(op, point)
+        raise self._missing(op, {**self._assumed, **point})
 
     def cost(self, op: str, **point: float | int | str) -> Cost:
         """Time of ``op`` at ``point``; see ``CostModel``."""
@@ -524,10 +530,10 @@ class TableCosts:
         """
         return self.table(op, point).knots(axis)
 
-    @staticmethod
-    def _coordinates(table: ProfileTable, point: Mapping[str, Any]) -> list[Any]:
+    def _coordinates(self, table: ProfileTable, point: Mapping[str, Any]) -> list[Any]:
         names = [a.name for a in table.axes]
-        if len(point) != len(names) + len(table.keys) or not all(n in point for n in names):
+        keys = len(table.keys) - sum(n not in point for n in self._assumed if n in table.keys)
+        if len(point) != len(names) + keys or not all(n in point for n in names):
             strange = sorted(set(point) - set(names) - set(table.keys))
             absent = sorted(set(names) - set(point))
             raise SpecError(f"{table.label()} was asked at {sorted(point)}",
@@ -657,6 +663,61 @@ class CountedCosts:
         """Share of the answers by source (sums to 1; empty when nothing was asked)."""
         total = sum(self.answers.values())
         return {s: self.answers[s] / total for s in SOURCES if self.answers[s]}
+
+
+class JudgedCosts:
+    """A cost model that remembers how uncertain its answers were, by the seconds they stand for.
+
+    A measured answer is as uncertain as its table's points, an interpolated one as the table's left-out points at
+    their 90th percentile; what is extrapolated, analytic, or from a table without errors has none that is known.
+    """
+
+    def __init__(self, model: CostModel) -> None:
+        self._model = model
+        self._seconds = self._off = self._unknown = 0.0
+
+    def cost(self, op: str, **point: float | int | str) -> Cost:
+        """The inner model's answer."""
+        found = self._model.cost(op, **point)
+        self._take(op, point, np.array([found.seconds]), np.array([_RANK[found.source]]))
+        return found
+
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """The inner model's answers; see ``SweepCosts``."""
+        seconds, ranks = sweep(self._model, op, over, **point)
+        self._take(op, {**point, **over}, np.ravel(seconds), np.ravel(ranks))
+        return seconds, ranks
+
+    def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
+        """Measured values of ``axis`` in the inner model; ``MissingProfile`` when it has no such table."""
+        return _knots(self._model, op, axis, **point)
+
+    def provenance(self) -> Mapping[str, Provenance]:
+        """The inner model's tables."""
+        return self._model.provenance()
+
+    def _take(self, op: str, point: Mapping[str, Any], seconds: Floats, ranks: NDArray[Any]) -> None:
+        ask: Callable[..., ProfileTable] | None = getattr(self._model, "table", None)
+        try:
+            where = ask(op, point).provenance if ask is not None else None
+        except MissingProfile:  # a fallback answered
+            where = None
+        errors = (where.error_point, where.error_p90) if where is not None else (None, None)
+        for rank in range(len(SOURCES)):
+            total = float(seconds[ranks == rank].sum())
+            error = errors[rank] if rank < len(errors) else None
+            if error is None:
+                self._unknown += total
+            else:
+                self._off += error * total
+                self._seconds += total
+
+    def error(self) -> float | None:
+        """Mean relative error of the answers, weighted by seconds; ``None`` unless every answer's error is known.
+
+        Errors of one table are taken to have one sign, so nothing cancels.
+        """
+        return None if self._unknown or not self._seconds else self._off / self._seconds
 
 
 SOURCES_PACKAGE = "traces.profiles"

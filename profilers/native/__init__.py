@@ -54,4 +54,5 @@ def _built(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return " ".join(line for line in lines[:64] if line.startswith(("model name", "flags", "Features"))) + os.uname().machine
+    facts = [line for line in lines[:64] if line.startswith(("model name", "flags", "Features"))]
+    return " ".join([os.uname().machine, *facts])
