@@ -104,8 +104,8 @@ class Campaign:
             facts = conditions_text(conditions)
             journal = Journal(self.folder / "journal.jsonl", content_id(list(facts)))
             cpus = ", ".join(map(str, conditions.cpus))
-            say(f"{len(series)} tables, {conditions.device}, {threads} thread{'s' * (threads > 1)} bound to CPU {cpus}, "
-                f"malloc {conditions.malloc}")
+            say(f"{len(series)} tables on {conditions.device}, {threads} thread{'s' * (threads > 1)} bound to CPU "
+                f"{cpus}; malloc: {conditions.malloc}")
             known = sum(s.recall(journal) for s in series)
             if known:
                 say(f"{known} points of an earlier run under the same conditions are kept")

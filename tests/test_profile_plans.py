@@ -15,7 +15,9 @@ pytest.importorskip("torch", reason="the profilers need torch: pip install 'plan
 from profilers import campaign as campaign_module
 from profilers.campaign import Campaign
 from profilers.datasheet import alpha_beta
+from profilers.family import families
 from profilers.harness import Measurement
+from profilers.roofpage import write_page
 from workbench.hardware import load_catalogue
 
 SPECS = Path(__file__).parent.parent / "traces" / "specs" / "cpu"
@@ -52,6 +54,18 @@ def test_alpha_and_beta_are_found_again() -> None:
     alpha, beta = alpha_beta(sizes, 30e-6 + sizes / 2e9)
     assert (alpha, beta) == pytest.approx((30e-6, 0.5e-9))
     assert alpha_beta(sizes, sizes / 2e9)[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_report_of_a_whole_campaign_has_a_page_for_every_family(profiles: Path) -> None:
+    """However many tables and ops there are: more than any plot has colours."""
+    overview = write_page(profiles).read_text()
+    for family, ops in families().items():
+        if any("cpu" in op.devices for op in ops):
+            page = (profiles / f"profile-{family}.html").read_text()
+            assert f"profile-{family}.html" in overview
+            assert all(op.name in page for op in ops if "cpu" in op.devices)
+    assert "GFLOP/s in fp32" in overview
+    assert "10.0 GB/s of memory" in overview
 
 
 @pytest.mark.parametrize("study", ["placement", "circuit"])
