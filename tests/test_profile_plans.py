@@ -86,6 +86,17 @@ def test_plans_on_this_machine_extrapolate_nothing_and_have_a_range(study: str, 
     assert ("low, high" in out) == (error is not None)
 
 
+def test_the_page_of_a_plan_says_how_sure_its_times_are(profiles: Path, wb: Any, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(profiles, tmp_path / "profiles")
+    code, out, err = wb("report", str(SPECS / "placement.toml"), "--json")
+    assert code == 0, err
+    page = Path(json.loads(out)["report"]).read_text()
+    assert "Predicted times and rates hold within" in page
+    assert " Between " in page
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("study", ["placement", "circuit"])
 def test_two_minutes_of_real_profiling_are_enough_for_both(study: str, wb: Any,

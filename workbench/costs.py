@@ -697,12 +697,10 @@ class JudgedCosts:
         return self._model.provenance()
 
     def _take(self, op: str, point: Mapping[str, Any], seconds: Floats, ranks: NDArray[Any]) -> None:
-        ask: Callable[..., ProfileTable] | None = getattr(self._model, "table", None)
-        try:
-            where = ask(op, point).provenance if ask is not None else None
-        except MissingProfile:  # a fallback answered
-            where = None
-        errors = (where.error_point, where.error_p90) if where is not None else (None, None)
+        errors: tuple[float | None, ...] = ()
+        if isinstance(self._model, TableCosts):
+            where = self._model.table(op, point).provenance
+            errors = (where.error_point, where.error_p90)
         for rank in range(len(SOURCES)):
             total = float(seconds[ranks == rank].sum())
             error = errors[rank] if rank < len(errors) else None

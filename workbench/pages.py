@@ -73,7 +73,7 @@ def write_page(job: Job, folder: RunFolder, plan: Any) -> Path:
     return report.write(folder.path / "report.html")
 
 
-def _fact(metric: Metric, cost_error: float | None) -> Fact:
+def _fact(metric: Metric, cost_error: float | None = None) -> Fact:
     """A metric as a key number with its range; very small and very large ones with a metric prefix."""
     name, value, note = _name_and_unit(metric.name)[0], metric.value, metric.about
     prefix = _PREFIXED.get(metric.unit)
