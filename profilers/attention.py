@@ -1,4 +1,4 @@
-"""Attention of prompts and of single decode steps, with grouped KV heads, over all cached rows or over selected ones.
+"""Attention of prompts, of single decode steps and of drafts, with grouped KV heads, over all or selected cached rows.
 
 out = softmax(q K^T / sqrt(D)) V. Query heads that share a KV head are folded into the query length, so K and V are
 read once and never expanded.
@@ -11,7 +11,7 @@ plain products K q^T, softmax, weights V. The quicker one is found once a proces
 from __future__ import annotations
 
 import functools
-import statistics
+import math
 import time
 from collections.abc import Callable
 
@@ -23,9 +23,10 @@ from profilers.gemm import DTYPES
 from profilers.gpu import kernels_for
 from profilers.pq import gather_rows
 
-__all__ = ["OPS", "decode", "decode_selected", "prefill"]
+__all__ = ["OPS", "decode", "decode_selected", "prefill", "verify"]
 
-_TRIAL_ROWS, _TRIALS = 8192, 5
+_TRIAL_ROWS, _TRIALS = 8192, 7
+_DRAWN = 1 << 20
 
 
 def prefill(q_BHTD: torch.Tensor, k_BNTD: torch.Tensor, v_BNTD: torch.Tensor) -> torch.Tensor:
@@ -63,7 +64,10 @@ def _products(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) 
 
 @functools.cache
 def _quicker(dtype: torch.dtype, group: int, head_dim: int) -> Callable[..., torch.Tensor]:
-    """The formulation with the lower median of interleaved trials over a cache larger than the processor's own."""
+    """The formulation with the least time of interleaved trials over a cache larger than the processor's own.
+
+    Whatever else runs only lengthens a trial, so the least one is the formulation's own.
+    """
     q = torch.ones(1, 8, group, head_dim, dtype=dtype)
     k, v = (torch.ones(1, 8, _TRIAL_ROWS, head_dim, dtype=dtype) for _ in range(2))
     ways = (_fused, _products)
@@ -73,7 +77,7 @@ def _quicker(dtype: torch.dtype, group: int, head_dim: int) -> Callable[..., tor
             start = time.perf_counter()
             way(q, k, v)
             spent[i].append(time.perf_counter() - start)
-    return ways[min(spent, key=lambda i: statistics.median(spent[i]))]
+    return ways[min(spent, key=lambda i: min(spent[i]))]
 
 
 def decode_selected(q_NGD: torch.Tensor, k_NSD: torch.Tensor, v_NSD: torch.Tensor,
@@ -86,11 +90,26 @@ def decode_selected(q_NGD: torch.Tensor, k_NSD: torch.Tensor, v_NSD: torch.Tenso
     return decode(q_NGD[None], k[None], v[None])[0]
 
 
+def verify(q_BNGTD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor, tree_TT: torch.Tensor) -> torch.Tensor:
+    """T drafted tokens over the rows of their sequence, the last T of which are their own: (B, N, G, T, D).
+
+    ``tree_TT`` says which drafted tokens each one sees (itself and its ancestors; a chain: the lower triangle); rows
+    before them are seen by all. Query heads that share a KV head are folded into the query length.
+    """
+    b, n, g, t, d = q_BNGTD.shape
+    seen = torch.ones(t, k_BNSD.shape[2], dtype=torch.bool, device=q_BNGTD.device)
+    seen[:, -t:] = tree_TT
+    folded = q_BNGTD.reshape(b, n, g * t, d)
+    out = torch.nn.functional.scaled_dot_product_attention(folded, k_BNSD, v_BNSD, attn_mask=seen.repeat(g, 1))
+    return out.view(b, n, g, t, d)
+
+
 def _random(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype: str) -> torch.Tensor:
     if device == "cuda":  # gigabytes of caches are drawn where they are used
         source = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
         return torch.randn(shape, device=device, dtype=DTYPES[dtype], generator=source)
-    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device, DTYPES[dtype])
+    drawn = rng.standard_normal(min(_DRAWN, math.prod(shape)), dtype=np.float32)
+    return torch.from_numpy(np.resize(drawn, shape)).to(device, DTYPES[dtype])
 
 
 def _prepare_prefill(point: Point, device: str, rng: np.random.Generator) -> Prepared:
@@ -129,6 +148,19 @@ def _prepare_selected(point: Point, device: str, rng: np.random.Generator) -> Pr
     return in_turn(one, k.nbytes + v.nbytes, device)
 
 
+def _prepare_verify(point: Point, device: str, rng: np.random.Generator) -> Prepared:
+    q, k, v = _cache(point, point["context"], device, rng)
+    tokens = point["tokens"]
+    q = _random(rng, (*q.shape[:3], tokens, q.shape[3]), device, point["kv_dtype"])
+    tree = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+
+    def one() -> Callable[[], torch.Tensor]:
+        keys, values = k.clone(), v.clone()
+        return lambda: verify(q, keys, values, tree)
+
+    return in_turn(one, k.nbytes + v.nbytes, device)
+
+
 def _prefill_work(p: Point) -> Work:
     t, size = p["tokens"], DTYPES[p["kv_dtype"]].itemsize
     pairs = p["batch"] * t * (t + 1) / 2
@@ -143,17 +175,24 @@ def _over_rows(p: Point, rows: float) -> Work:
 
 _HEADS: tuple[dict[str, str | int], ...] = tuple(
     {"heads": 32, "kv_heads": 8, "head_dim": 128, "kv_dtype": dtype} for dtype in ("fp32", "bf16"))
-_SMALL: tuple[dict[str, str | int], ...] = ({"heads": 9, "kv_heads": 3, "head_dim": 64, "kv_dtype": "fp32"},)
+_SMALL: tuple[dict[str, str | int], ...] = tuple(
+    {"heads": 9, "kv_heads": 3, "head_dim": 64, "kv_dtype": dtype} for dtype in ("fp32", "bf16"))
 OPS = (
     Op(name="attention_prefill", about="causal attention of prompts", variants=_SMALL + _HEADS[:1],
        prepare=_prepare_prefill, work=_prefill_work,
-       axes=(GridAxis("batch", (1, 4)), GridAxis("tokens", (16, 64, 256))),
+       axes=(GridAxis("batch", (1, 4)), GridAxis("tokens", (16, 128, 512))),
        on_cuda={"variants": _HEADS[1:], "axes": (GridAxis("batch", (1, 8)), GridAxis("tokens", (128, 1024, 8192)))}),
     Op(name="attention_decode", about="one token over all cached rows", variants=_SMALL + _HEADS,
        prepare=_prepare_decode, work=lambda p: _over_rows(p, p["batch"] * p["context"]),
-       axes=(GridAxis("batch", (1, 4)), GridAxis("context", (64, 512, 4096))),
+       axes=(GridAxis("batch", (1, 4, 16)), GridAxis("context", (64, 512, 4096))),
        on_cuda={"variants": _HEADS[1:],
                 "axes": (GridAxis("batch", (1, 8, 64)), GridAxis("context", (256, 2048, 16384)))}),
+    Op(name="attention_verify", about="drafted tokens of one sequence over its cached rows", variants=_SMALL,
+       prepare=_prepare_verify,
+       work=lambda p: Work(*(x * y for x, y in zip(_over_rows(p, p["context"]), (p["tokens"], 1), strict=True))),
+       axes=(GridAxis("tokens", (1, 8, 64)), GridAxis("context", (64, 512, 4096))),
+       on_cuda={"variants": _HEADS[1:],
+                "axes": (GridAxis("tokens", (1, 8, 64)), GridAxis("context", (256, 2048, 16384)))}),
     Op(name="attention_selected", about="one token over selected rows, gathered", variants=_HEADS[:1],
        prepare=_prepare_selected, work=lambda p: _over_rows(p, p["selected"]),
        axes=(GridAxis("context", (4096, 32768)), GridAxis("selected", (64, 512, 4096))),

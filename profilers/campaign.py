@@ -1,11 +1,14 @@
 """A profiling campaign: cover every op's grid, refine where interpolation is least sure, until time is up.
 
 Order: corners of every grid first, round robin over the ops, then the values between; then the gap with the largest
-estimated error of interpolation, in any table, until every gap is below the target; then noisy points again.
+estimated error of interpolation for the time its table has had, in turn with points to see again: every point is seen
+at two times at least (a disturbance of seconds looks like a steady kernel), noisy ones at up to four. It ends when
+every gap is below the target and every point was seen often enough.
 
-A gap's estimate is a quarter of the leave-one-out error at its ends: an interpolation error grows with the square of
-the distance of the knots, and leaving one out doubles that distance. Every point goes to a journal at once, so an
-interrupted campaign goes on where it stopped; tables are written at the end, also after an interrupt.
+A gap's estimate is half the leave-one-out error at its ends beyond what noise explains (leaving one out doubles the
+distance of the knots, and at a kink the error grows with that distance), or half of what the two ways of interpolating
+differ by in its middle, whichever is larger. Every point goes to a journal at once, so an interrupted campaign goes on
+where it stopped; tables are written at the end, also after an interrupt.
 """
 
 from __future__ import annotations
@@ -19,21 +22,23 @@ from typing import Any
 
 import numpy as np
 
+from profilers.datasheet import write_device
 from profilers.family import Prepared, ops_of
 from profilers.harness import Conditions, CpuTimer, CudaTimer, Timer, available_cpus, fixed_conditions, measure
 from profilers.journal import Journal
-from profilers.series import Series
-from workbench.costfiles import remove_stale, save_tables
+from profilers.series import At, Series
+from workbench.costfiles import load_tables, remove_stale, save_tables
 from workbench.costs import Provenance
 from workbench.errors import WorkbenchError
 from workbench.runs import machine_facts, versions
 from workbench.spec import content_id
 
-__all__ = ["Campaign", "conditions_text"]
+__all__ = ["Campaign", "conditions_text", "measured"]
 
-_POINT_S = 0.5
+_POINT_S = 0.25
 _TRY_S = 0.12
 _TARGET = 0.02
+_HEAD_START_S = 2.0
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "sve", "asimd")
 
 Say = Callable[[str], None]
@@ -53,7 +58,7 @@ class Campaign:
         WorkbenchError: no CUDA device.
     """
 
-    def __init__(self, names: Iterable[str], *, device: str, folder: Path | str, error_target: float = 0.05) -> None:
+    def __init__(self, names: Iterable[str], *, device: str, folder: Path | str, error_target: float = 0.03) -> None:
         if device == "cuda":
             CudaTimer()
         self.device, self.folder, self.error_target = device, Path(folder), error_target
@@ -63,6 +68,7 @@ class Campaign:
         if not found:
             reasons = "; ".join(f"{name} {why}" for name, why in self.left_out.items())
             raise WorkbenchError(f"none of these kernels runs on {device}" + (f": {reasons}" if reasons else ""))
+        self.family_of = {op.name: family for family, op in found}
         self.series = [Series(op, keys) for _, op in found for keys in op.variants]
 
     def plan_rows(self) -> list[dict[str, Any]]:
@@ -89,12 +95,17 @@ class Campaign:
             share = sum(len(s.grid) for s in series) / sum(len(s.grid) for _, later in groups[i:] for s in later)
             until = time.monotonic() + share * max(0.0, deadline - time.monotonic())
             rows += self._run(series, threads or len(available_cpus()), until, say)
+        if self.device == "cpu" and rows:
+            write_device(self.folder, load_tables(self.folder), name=self.device, date=_today())
         return rows
 
     def _run(self, series: Sequence[Series], threads: int, deadline: float, say: Say) -> list[dict[str, Any]]:
         with fixed_conditions(device=self.device, threads=threads) as conditions:
             facts = conditions_text(conditions)
             journal = Journal(self.folder / "journal.jsonl", content_id(list(facts)))
+            cpus = ", ".join(map(str, conditions.cpus))
+            say(f"{len(series)} tables on {conditions.device}, {threads} thread{'s' * (threads > 1)} bound to CPU "
+                f"{cpus}; malloc: {conditions.malloc}")
             known = sum(s.recall(journal) for s in series)
             if known:
                 say(f"{known} points of an earlier run under the same conditions are kept")
@@ -110,20 +121,30 @@ class Campaign:
         timer: Timer = CpuTimer() if self.device == "cpu" else CudaTimer()
         started, done, shown = time.monotonic(), 0, time.monotonic()
         for series, at, why in _in_turn(wanted, deadline, self.error_target):
-            series.add(at, _measured(series, at, self.device, timer), journal)
             done += 1
+            began = time.monotonic()
+            try:
+                found = measured(series, at, self.device, timer)
+            except Exception as error:  # one kernel's fault must not cost what the others have measured
+                series.give_up(at, error)
+                say(f"cannot be measured: {series.label()} at {at}: {type(error).__name__}: {error}")
+            else:
+                series.add(at, found, journal)
+            series.spent_s += time.monotonic() - began
             if time.monotonic() - shown > 5:
                 shown = time.monotonic()
                 left = max(0.0, deadline - shown)
-                say(f"{done} points in {shown - started:.0f} s, at most {left:.0f} s left; {why} {series.label()}")
+                noisy = sum(len(s.noisy()) for s in wanted)
+                say(f"{done} measurements in {shown - started:.0f} s, at most {left:.0f} s left"
+                    f"{f', {noisy} points noisy' if noisy else ''}; {why} {series.label()}")
         if time.monotonic() > deadline:
-            say(f"the budget is spent after {done} points")
+            say(f"the budget is spent after {done} measurements")
         else:
-            say(f"{done} points measured; every gap is estimated below {self.error_target:.0%}, or cannot be split")
+            say(f"{done} measurements; every gap is estimated below {self.error_target:.0%}, or cannot be split")
 
     def _save(self, measured: Sequence[Series], facts: tuple[str, ...]) -> list[dict[str, Any]]:
         tables, rows = [], []
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        today = _today()
         for series in measured:
             if not series.points:
                 continue
@@ -131,7 +152,8 @@ class Campaign:
             middle, high = (float(np.quantile(errors, q)) if len(errors) else None for q in (0.5, 0.9))
             name = content_id([series.label(), list(facts), today])
             where = Provenance(id=name, origin="this machine", device=self.device, date=today, conditions=facts,
-                               error_median=middle, error_p90=high)
+                               error_median=middle, error_p90=high, error_point=float(np.quantile(
+                                   [m.half_width for m in series.points.values()], 0.9)))
             tables.append(series.table(self.device, where))
             rows.append({"table": series.label(), "points": len(series.points), "noisy": len(series.noisy()),
                          "error_median": middle, "error_p90": high})
@@ -141,8 +163,12 @@ class Campaign:
         return rows
 
 
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
 def _in_turn(wanted: Sequence[Series], deadline: float, error_target: float
-             ) -> Iterator[tuple[Series, tuple[int, ...], str]]:
+             ) -> Iterator[tuple[Series, At, str]]:
     """The next points, most useful first; ends when nothing is left or time is up."""
     for level in range(max(s.levels for s in wanted)):
         queues = [[(series, at) for at in series.missing(level)] for series in wanted]
@@ -152,22 +178,34 @@ def _in_turn(wanted: Sequence[Series], deadline: float, error_target: float
                     return
                 yield series, at, "covering"
     while True:
-        series = max(wanted, key=lambda s: s.worst_gap()[0])
-        estimate, batch = series.worst_gap()
-        if estimate <= error_target:
-            break
-        for at in batch:
-            if time.monotonic() > deadline:
-                return
-            yield series, at, f"refining ({estimate:.0%})"
-    for series in wanted:
-        for at in series.noisy():
-            if time.monotonic() > deadline:
-                return
-            yield series, at, "measuring again"
+        gap, again = _least_sure(wanted, error_target), _to_see_again(wanted)
+        if not gap and not again:
+            return
+        for batch, why in ((gap, "refining"), (again[:max(len(gap), 1)], "measuring again")):
+            for series, at in batch:
+                if time.monotonic() > deadline:
+                    return
+                yield series, at, why
 
 
-def _measured(series: Series, at: tuple[int, ...], device: str, timer: Timer) -> Any:
+def _least_sure(wanted: Sequence[Series], error_target: float) -> list[tuple[Series, At]]:
+    """The points that split the least sure gap; none when every gap is sure enough.
+
+    Gaps count less the longer their table was measured, so that a kernel whose time is no smooth curve (a library that
+    changes its ways from size to size) does not use up the time of all others.
+    """
+    open_gaps = [s for s in wanted if s.worst_gap()[0] > error_target]
+    series = max(open_gaps, key=lambda s: s.worst_gap()[0] / (_HEAD_START_S + s.spent_s), default=None)
+    return [] if series is None else [(series, at) for at in series.worst_gap()[1]]
+
+
+def _to_see_again(wanted: Sequence[Series]) -> list[tuple[Series, At]]:
+    """Points to measure at another time: those seen least often first, of these the noisy ones."""
+    found = [(series, at) for series in wanted for at in series.unsure()]
+    return sorted(found, key=lambda turn: (turn[0].visits(turn[1]), turn[0].points[turn[1]].noise is None))
+
+
+def measured(series: Series, at: At, device: str, timer: Timer) -> Any:
     """Measure one point; the arguments of every point are drawn from the same seed."""
     made: Prepared = series.op.prepare(series.point(at), device, np.random.default_rng(0))
     try:

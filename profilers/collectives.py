@@ -72,17 +72,27 @@ def _too_few_gpus(device: str) -> str | None:
 
 
 def _join(store: str, rank: int, ranks: int, device: str) -> None:
+    """Join the group. Its threads, made here, may run on every CPU, while the caller is bound to its own again.
+
+    gloo moves data in threads of its own; bound to the CPU of the thread that waits for them, they get their turn
+    milliseconds late.
+    """
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank)
+    bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if bound is not None:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
     dist.init_process_group("gloo" if device == "cpu" else "nccl", init_method=Path(store).as_uri(), rank=rank,
                             world_size=ranks, timeout=_PATIENCE)
+    if bound is not None:
+        os.sched_setaffinity(0, bound)
 
 
 def _follow(pipe: Connection, store: str, rank: int, ranks: int, device: str) -> None:
     """What ranks above 0 do: prepare the call they are told, join in as many as they are told, until told nothing.
 
-    A spawned process inherits the CPUs its parent is bound to; ranks above 0 get all the others.
+    A spawned process inherits the CPUs its parent is bound to; the main threads of ranks above 0 get all the others.
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0) or {0})

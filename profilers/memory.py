@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from profilers.family import GridAxis, Op, Point, Prepared, Work
 
-__all__ = ["OPS", "copy", "drop_cached", "read_file", "write_file"]
+__all__ = ["OPS", "add", "copy", "drop_cached", "read_file", "write_file"]
 
+_FLOAT_BYTES = 4
 _SIZES = (4096, 65536, 1 << 20, 1 << 24, 1 << 27)
 _GPU_SIZES = {"axes": (GridAxis("bytes", (4096, 1 << 18, 1 << 24, 1 << 28, 1 << 32), step=64),)}
 
@@ -25,6 +26,11 @@ _GPU_SIZES = {"axes": (GridAxis("bytes", (4096, 1 << 18, 1 << 24, 1 << 28, 1 << 
 def copy(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Copy ``source`` into ``target``, across devices too; asynchronous where the host side is pinned."""
     return target.copy_(source, non_blocking=True)
+
+
+def add(out: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """out = x + y, as in a residual connection: the plainest kernel that only moves data."""
+    return torch.add(x, y, out=out)
 
 
 def write_file(path: Path, data: memoryview) -> None:
@@ -58,6 +64,13 @@ def _prepare_copy(point: Point, device: str, rng: np.random.Generator) -> Prepar
     return Prepared(lambda: copy(target, source))
 
 
+def _prepare_add(point: Point, device: str, rng: np.random.Generator) -> Prepared:
+    count = max(1, int(point["bytes"]) // (3 * _FLOAT_BYTES))
+    x = torch.from_numpy(rng.standard_normal(count, dtype=np.float32)).to(device)
+    y, out = x.clone(), torch.empty_like(x)
+    return Prepared(lambda: add(out, x, y))
+
+
 def _prepare_host(point: Point, device: str, rng: np.random.Generator) -> Prepared:
     host = torch.from_numpy(_bytes(point, rng)).pin_memory()
     there = host.to(device)
@@ -81,6 +94,9 @@ def _prepare_disk(point: Point, device: str, rng: np.random.Generator) -> Prepar
 OPS = (
     Op(name="memory_copy", about="copy within one memory", prepare=_prepare_copy,
        axes=(GridAxis("bytes", _SIZES, step=64),), on_cuda=_GPU_SIZES, work=lambda p: Work(0.0, 2.0 * p["bytes"])),
+    Op(name="elementwise", about="sum of two arrays; bytes are those read and written", prepare=_prepare_add,
+       axes=(GridAxis("bytes", (768, *_SIZES[1:]), step=96),), on_cuda=_GPU_SIZES,
+       work=lambda p: Work(0.0, float(p["bytes"]))),
     Op(name="host_device", about="copy between pinned host memory and the device", prepare=_prepare_host,
        variants=({"way": "to_device"}, {"way": "to_host"}), devices=("cuda",),
        axes=(GridAxis("bytes", _SIZES, step=64),), work=lambda p: Work(0.0, float(p["bytes"]))),

@@ -1,26 +1,35 @@
-"""One table in the making: the points of one op under one set of keys, and where its interpolation is least sure."""
+"""One table in the making: the points of one op under one set of keys, and where its interpolation is least sure.
+
+A series interpolates as its table will (``workbench.costs``): around a prior fitted to its points where leaving points
+out says that this is the better way, else straight between them.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from profilers.family import GridAxis, Op
-from profilers.harness import Measurement
+from profilers.harness import CROWDED, Measurement
 from profilers.journal import Journal
-from workbench.costs import Floats, Key, ProfileTable, Provenance
+from workbench.costs import Floats, Key, Prior, ProfileTable, Provenance, held_out_errors
 
-__all__ = ["Series"]
+__all__ = ["At", "Series", "agreed"]
 
 At = tuple[int, ...]
 # Knots nearer than this ratio are not split: the difference would be noise.
 _NARROWEST = 1.2
-_EDGE = 4.0
+_EDGE = 2.0
+_COMMITTEE = 0.5
+# A point is measured at two times at least, and at most so often while they disagree.
+_VISITS, _MOST_VISITS = 2, 4
+_AGREE = 0.10
 
 
 class Series:
@@ -29,10 +38,14 @@ class Series:
     def __init__(self, op: Op, keys: Mapping[str, str | int]) -> None:
         self.op, self.keys = op, dict(keys)
         self.points: dict[At, Measurement] = {}
+        self._visits: dict[At, list[Measurement]] = defaultdict(list)
         self.grid = dict(_by_level([a.start for a in op.axes]))
         self.levels = max(self.grid.values()) + 1
-        self._again: set[At] = set()
+        self.failed: dict[At, str] = {}
+        self.spent_s = 0.0
         self._worst: tuple[float, list[At]] | None = None
+        self._prior: Prior | None = None
+        self._shape: dict[At, float] = {}
 
     def label(self) -> str:
         """Op and keys in one short text."""
@@ -45,48 +58,87 @@ class Series:
     def recall(self, journal: Journal) -> int:
         """Take what the journal knows; returns how many points."""
         for at, found in journal.read(self.label()):
-            self.points[at] = found
+            self._visits[at].append(found)
+            self.points[at] = agreed(self._visits[at])
         self._worst = None
         return len(self.points)
 
     def add(self, at: At, found: Measurement, journal: Journal) -> None:
-        """Take one new point; a second measurement replaces the first when it is less noisy or tighter."""
-        old = self.points.get(at)
-        if old is not None:
-            self._again.add(at)
-        if old is None or found.noise is None or found.half_width < old.half_width:
-            self.points[at] = found
-            journal.write(self.label(), at, found)
+        """Take one new measurement of a point."""
+        journal.write(self.label(), at, found)
+        self._visits[at].append(found)
+        self.points[at] = agreed(self._visits[at])
+        self._worst = None
+
+    def give_up(self, at: At, error: Exception) -> None:
+        """Never ask for a point again whose call cannot be made."""
+        self.failed[at] = f"{type(error).__name__}: {error}"
         self._worst = None
 
     def missing(self, level: int) -> list[At]:
         """Points of the starting grid at one level that are not known yet."""
-        return [at for at, its in self.grid.items() if its == level and at not in self.points]
+        return [at for at, its in self.grid.items() if its == level and at not in self.points and at not in self.failed]
 
     def noisy(self) -> list[At]:
-        """Points that are marked as noisy and were not tried again in this campaign."""
-        return [at for at, found in self.points.items() if found.noise is not None and at not in self._again]
+        """Points that are marked as noisy."""
+        return [at for at, found in self.points.items() if found.noise is not None]
+
+    def visits(self, at: At) -> int:
+        """At how many times a point was measured."""
+        return len(self._visits[at])
+
+    def unsure(self) -> list[At]:
+        """Points to measure once more: those seen at one time only, and noisy ones not yet given up."""
+        return [at for at, found in self.points.items() if len(self._visits[at]) < (
+            _VISITS if found.noise is None else _MOST_VISITS)]
 
     def table(self, device: str, provenance: Provenance) -> ProfileTable:
         """The points as a profile table; every table is keyed by device."""
         keys: dict[str, Key] = {"device": device, **self.keys}
-        return ProfileTable(op=self.op.name, keys=keys, axes=self.op.table_axes(), times=self.op.times,
-                            points=np.array(list(self.points), dtype=float).reshape(len(self.points), -1),
-                            seconds=np.array([m.median_s for m in self.points.values()]), provenance=provenance)
+        points, seconds = self._arrays()
+        return ProfileTable(op=self.op.name, keys=keys, axes=self.op.table_axes(), times=self.op.times, points=points,
+                            seconds=seconds, prior=self.prior(), provenance=provenance)
 
     def errors(self) -> Floats:
-        """Relative errors of predicting each point from its two neighbours along each axis (leave one out)."""
-        return np.array([e for _, _, _, errors in self._left_out() for e in errors])
+        """Relative errors of the table at each point when all points with its value of one axis are left out."""
+        whole = self.table("any", Provenance(id="", origin="", device="any"))
+        return np.concatenate([held_out_errors(whole, axis.name) for axis in self.op.axes])
+
+    def prior(self) -> Prior | None:
+        """The shape to interpolate around; absent where it would make predictions of left-out points worse."""
+        self._prior, self._shape = None, {}
+        if self.op.times != "log":
+            return None
+        points, seconds = self._arrays()
+        found = Prior.fit(points, seconds)
+        if found is None:
+            return None
+        straight = self._mean_error()
+        self._shape = dict(zip(self.points, found.seconds(points).tolist(), strict=True))
+        if self._mean_error() < straight:
+            self._prior = found
+        else:
+            self._shape = {}
+        return self._prior
+
+    def _mean_error(self) -> float:
+        return float(np.mean([abs(e) for _, _, _, errors in self._left_out() for e, _ in errors] or [0.0]))
+
+    def _arrays(self) -> tuple[Floats, Floats]:
+        return (np.array(list(self.points), dtype=float).reshape(len(self.points), -1),
+                np.array([m.median_s for m in self.points.values()]))
 
     def worst_gap(self) -> tuple[float, list[At]]:
         """(estimated error of interpolating in the least sure gap, the points that would split it)."""
         if self._worst is None:
+            self.prior()
             self._worst = max(self._gaps(), key=lambda gap: gap[0], default=(0.0, []))
         return self._worst
 
     def _gaps(self) -> Iterator[tuple[float, list[At]]]:
         for (j, prefix), group in itertools.groupby(self._left_out(), key=lambda row: row[:2]):
-            size = {value: float(np.quantile(np.abs(errors), 0.9)) for _, _, value, errors in group if len(errors)}
+            size = {value: float(np.quantile([max(abs(e) - noise, 0.0) for e, noise in errors], 0.9))
+                    for _, _, value, errors in group if errors}
             lines = self._lines(j)[prefix]
             values = sorted(lines)
             for low, high in itertools.pairwise(values):
@@ -94,23 +146,48 @@ class Series:
                 if middle is None:
                     continue
                 suffixes = sorted(lines[low].keys() & lines[high].keys())
-                yield (max(size.get(low, 0.0), size.get(high, 0.0)) / _EDGE,
-                       [(*prefix, middle, *suffix) for suffix in suffixes])
+                split = [at for suffix in suffixes if (at := (*prefix, middle, *suffix)) not in self.failed]
+                if split:
+                    share = _share(self.op.axes[j], low, middle, high)
+                    doubt = [self._doubt((*prefix, low, *at[j + 1:]), at, (*prefix, high, *at[j + 1:]), share)
+                             for at in split]
+                    yield max(size.get(low, 0.0) / _EDGE, size.get(high, 0.0) / _EDGE, max(doubt) * _COMMITTEE), split
 
-    def _left_out(self) -> Iterator[tuple[int, At, int, list[float]]]:
-        """(axis, outer values, value left out, relative errors over the inner values all three lines have)."""
+    def _doubt(self, low: At, middle: At, high: At, share: float) -> float:
+        """How far apart the two ways of interpolating are in the middle of a gap."""
+        if self._prior is None:
+            return 0.0
+        shape = float(self._prior.seconds(np.array([middle], dtype=float))[0])
+        return abs(self._blend(low, high, share, shape) / self._blend(low, high, share, None) - 1)
+
+    def _left_out(self) -> Iterator[tuple[int, At, int, list[tuple[float, float]]]]:
+        """(axis, outer values, value left out, errors over the inner values all three lines have).
+
+        An error is relative, and comes with what the uncertainty of the three points explains of it.
+        """
         for j, axis in enumerate(self.op.axes):
             for prefix, lines in self._lines(j).items():
                 for low, value, high in zip(s := sorted(lines), s[1:], s[2:], strict=False):
                     share = _share(axis, low, value, high)
                     both = lines[low].keys() & lines[value].keys() & lines[high].keys()
-                    errors = [self._blend(lines[low][x], lines[high][x], share) / lines[value][x] - 1 for x in both]
-                    yield j, prefix, value, errors
+                    yield j, prefix, value, [self._error(
+                        ((*prefix, low, *x), (*prefix, value, *x), (*prefix, high, *x)), share) for x in both]
 
-    def _blend(self, low_s: float, high_s: float, share: float) -> float:
-        if self.op.times == "log":
+    def _error(self, line: tuple[At, At, At], share: float) -> tuple[float, float]:
+        low, middle, high = (self.points[at] for at in line)
+        noise = middle.half_width + (1 - share) * low.half_width + share * high.half_width
+        return self._blend(line[0], line[2], share, self._shape.get(line[1])) / middle.median_s - 1, noise
+
+    def _blend(self, low: At, high: At, share: float, shape_s: float | None) -> float:
+        """Seconds between two points as the table would say; ``shape_s``: of the prior there, absent: straight."""
+        low_s, high_s = self.points[low].median_s, self.points[high].median_s
+        if self.op.times != "log":
+            return (1 - share) * low_s + share * high_s
+        if shape_s is None:
             return math.exp((1 - share) * math.log(low_s) + share * math.log(high_s))
-        return (1 - share) * low_s + share * high_s
+        found = shape_s * math.exp((1 - share) * math.log(low_s / self._shape[low])
+                                   + share * math.log(high_s / self._shape[high]))
+        return min(max(found, min(low_s, high_s)), max(low_s, high_s))
 
     def _lines(self, j: int) -> dict[At, dict[int, dict[At, float]]]:
         """outer values -> value of axis ``j`` -> inner values -> seconds."""
@@ -118,6 +195,27 @@ class Series:
         for at, found in self.points.items():
             lines[at[:j]][at[j]][at[j + 1:]] = found.median_s
         return lines
+
+
+def agreed(visits: Sequence[Measurement]) -> Measurement:
+    """What several measurements of one point, taken at different times, say together.
+
+    Whatever disturbs a measurement makes it longer, also for the whole of its fraction of a second: the least median
+    of those without noise counts, and is marked when the next one is not near it. Where other programs ran every time,
+    their blocks that nothing interrupted are the nearest to the truth: the least of all counts, and stays marked. What
+    varies by itself (bimodal, too wide) counts with its tightest median.
+    """
+    clean = sorted((m for m in visits if m.noise is None), key=lambda m: m.median_s)
+    if not clean:
+        crowded = [m for m in visits if m.noise is not None and m.noise.startswith(CROWDED)]
+        if len(crowded) < len(visits):
+            return min(visits, key=lambda m: m.half_width)
+        least = min(crowded, key=lambda m: m.min_s)
+        return replace(least, median_s=least.min_s, interval_s=(least.min_s, least.interval_s[1]))
+    if len(clean) > 1 and clean[1].median_s > clean[0].median_s * (1 + _AGREE):
+        apart = clean[1].median_s / clean[0].median_s - 1
+        return replace(clean[0], noise=f"{apart:.0%} apart at different times")
+    return clean[0]
 
 
 def _share(axis: GridAxis, low: float, value: float, high: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from workbench.costs import (
     Cost,
     CountedCosts,
     FallbackCosts,
+    JudgedCosts,
+    Prior,
     ProfileTable,
     Provenance,
     TableCosts,
@@ -264,3 +267,91 @@ def test_one_query_of_a_full_gemm_table_is_quick() -> None:
 def test_adding_costs_keeps_the_weaker_source() -> None:
     total = Cost(1.0, "measured").plus(Cost(2.0, "extrapolated")).times(2)
     assert total == Cost(6.0, "extrapolated")
+
+
+def with_prior(x: np.ndarray, seconds: np.ndarray, **more: object) -> ProfileTable:
+    points = x[:, None] if x.ndim == 1 else x
+    return ProfileTable(op="op", keys={}, axes=tuple(Axis(a, "log") for a in "xyz"[:points.shape[1]]), points=points,
+                        seconds=seconds, times="log", prior=Prior.fit(points, seconds), provenance=HERE, **more)  # type: ignore[arg-type]
+
+
+def test_a_launch_bytes_and_operations_are_found_and_answers_between_and_beyond_the_knots_are_exact() -> None:
+    """A gemm of 5 us launch, 20 GB/s of weights, 80 GFLOP/s: log-linear interpolation is 12 % off at the median."""
+    points = grid([64, 512, 4096, 49152], [64, 512, 2048], [1, 16, 256])
+
+    def truth(p: np.ndarray) -> np.ndarray:
+        return 5e-6 + 4 * p[:, 0] * p[:, 1] / 20e9 + 2 * p.prod(axis=1) / 80e9
+
+    t = with_prior(points, truth(points))
+    asked = np.exp(np.random.default_rng(0).uniform(np.log([64, 64, 1]), np.log([9e4, 4096, 512]), (500, 3)))
+    np.testing.assert_allclose(t.many(*asked.T)[0], truth(asked), rtol=1e-6)
+    straight = dataclasses.replace(t, prior=None)
+    assert np.median(np.abs(straight.many(*asked.T)[0] / truth(asked) - 1)) > 0.05
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**6), st.floats(0, 3)), min_size=3, max_size=8, unique_by=lambda p: p[0]),
+       st.floats(0.5, 2e6), st.floats(1.0, 30.0))
+def test_around_a_prior_monotone_data_still_give_monotone_answers_in_range(rows: list[tuple[int, float]], x: float,
+                                                                        factor: float) -> None:
+    xs = np.array(sorted(float(at) for at, _ in rows))
+    seconds = 1e-6 * np.exp(np.cumsum([growth for _, growth in rows]))
+    t = with_prior(xs, seconds)
+    low, high = t.at(x), t.at(x * factor)
+    assert low.seconds <= high.seconds * (1 + 1e-9)
+    for found in (low, high):
+        if found.source == "interpolated":
+            assert seconds.min() * (1 - 1e-12) <= found.seconds <= seconds.max() * (1 + 1e-12)
+    assert all(t.at(a) == Cost(s, "measured") for a, s in zip(xs, seconds, strict=True))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_around_a_prior_many_points_equal_one_at_a_time(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = grid([1, 8, 64], [2, 32, 100])
+    t = with_prior(points, (1 + points.prod(axis=1)) * np.exp(rng.normal(0, 0.3, len(points))))
+    asked = np.exp(rng.uniform(np.log(0.5), np.log(200), (300, 2)))
+    seconds, ranks = t.many(*asked.T)
+    for at, s, r in zip(asked, seconds, ranks, strict=True):
+        one = t.at(*at)
+        assert one.source == SOURCES[r]
+        assert one.seconds == pytest.approx(s, rel=1e-9)
+
+
+def test_a_prior_survives_the_disk_and_needs_log_times(tmp_path: Path) -> None:
+    xs = np.array([1.0, 10.0, 100.0])
+    t = with_prior(xs, 2 + 3 * xs)
+    save_tables(tmp_path, [t])
+    again = load_tables(tmp_path)[0]
+    assert again.prior == t.prior
+    assert again.at(5.0) == t.at(5.0)
+    with pytest.raises(TraceError, match="log scale"):
+        dataclasses.replace(t, times="linear")
+    assert Prior.fit(np.array([[1.0], [2.0]]), np.array([1.0, 2.0])) is None, "two points fix a line, and no error"
+
+
+def test_the_error_behind_a_plan_is_weighed_by_seconds_and_unknown_as_soon_as_one_answer_is() -> None:
+    known = Provenance(id="i", origin="o", device="d", error_p90=0.10, error_point=0.02)
+    sure = dataclasses.replace(table([[1], [3]], [1.0, 3.0], op="a"), provenance=known)
+    costs = JudgedCosts(TableCosts([sure, table([[1], [3]], [1.0, 3.0], op="b")]))
+    assert costs.error() is None
+    assert costs.cost("a", x=1) == Cost(1.0, "measured")
+    assert costs.error() == pytest.approx(0.02)
+    sweep(costs, "a", {"x": [1, 3, 2]})
+    assert costs.error() == pytest.approx((0.02 * (1 + 1 + 3) + 0.10 * 2) / 7)
+    costs.cost("b", x=1)
+    assert costs.error() is None, "a table that says no error"
+    beyond = JudgedCosts(TableCosts([sure]))
+    beyond.cost("a", x=9)
+    assert beyond.error() is None, "extrapolated"
+    fallen = JudgedCosts(FallbackCosts(TableCosts([sure]), Flat()))
+    fallen.cost("other", x=1)
+    assert fallen.error() is None
+
+
+def test_a_key_that_is_assumed_may_be_left_out_or_named() -> None:
+    costs = TableCosts([table([[1]], [1.0], device="cpu"), table([[1]], [2.0], device="gpu")],
+                       assumed={"device": "cpu"})
+    assert costs.cost("op", x=1).seconds == 1.0
+    assert costs.cost("op", x=1, device="gpu").seconds == 2.0
+    with pytest.raises(MissingProfile, match="device=cpu"):
+        costs.cost("none", x=1)

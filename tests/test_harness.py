@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -60,3 +61,24 @@ def test_short_kernels_are_repeated_within_a_block() -> None:
     found = measure(lambda: None, timer=ScriptedTimer(lambda: 3e-6))
     assert found.calls * 3e-6 >= 1e-3
     assert found.median_s == pytest.approx(3e-6)
+
+
+def test_long_kernels_are_known_from_six_blocks_whose_whole_range_is_the_interval() -> None:
+    """Six samples miss the median on one side with probability 2 / 2^6, so their range covers 97 %."""
+    found = measure(lambda: None, timer=ScriptedTimer(lambda: 50e-3))
+    assert found.blocks == 6
+    assert median_interval([3.0, 1.0, 2.0, 6.0, 5.0, 4.0]) == (1.0, 6.0)
+
+
+def test_a_timer_that_counts_a_sliver_of_each_call_does_not_stretch_blocks_without_end() -> None:
+    """Differences of two runs may be a thousandth of them; a block lasts some ten milliseconds all the same."""
+    class Sliver(ScriptedTimer):
+        def block(self, kernel: Callable[[], Any], calls: int) -> float:
+            time.sleep(200e-6 * calls)
+            return 1e-7 * calls
+
+    started = time.monotonic()
+    found = measure(lambda: None, timer=Sliver(lambda: 0.0), seconds=0.05, attempts=1)
+    assert found.calls <= 16 * 50
+    assert time.monotonic() - started < 5.0
+    assert found.median_s == pytest.approx(1e-7)

@@ -52,6 +52,21 @@ def test_prefill_with_shared_kv_heads_is_causal_attention_of_each_query_head() -
                 q[0, head, t:t + 1], k[0, kv, :t + 1], v[0, kv, :t + 1])[0], atol=1e-5)
 
 
+def test_drafted_tokens_see_their_past_their_ancestors_and_themselves() -> None:
+    """A tree 0 -> (1, 2), 2 -> 3 after 20 rows: each token equals plain attention over the rows it may see."""
+    rng = np.random.default_rng(3)
+    q = rng.standard_normal((1, 2, 3, 4, 16)).astype(np.float32)
+    k, v = (rng.standard_normal((1, 2, 24, 16)).astype(np.float32) for _ in range(2))
+    ancestors = [[0], [0, 1], [0, 2], [0, 2, 3]]
+    tree = np.array([[j in seen for j in range(4)] for seen in ancestors])
+    found = attention.verify(*map(torch.from_numpy, (q, k, v, tree))).numpy()
+    for n in range(2):
+        for t, seen in enumerate(ancestors):
+            rows = [*range(20), *(20 + j for j in seen)]
+            np.testing.assert_allclose(found[0, n, :, t], plain_attention(q[0, n, :, t], k[0, n, rows], v[0, n, rows]),
+                                       atol=1e-5)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), m=st.integers(1, 3), bits=st.integers(1, 4), s=st.integers(1, 300),
        g=st.integers(1, 4))
@@ -114,7 +129,17 @@ def plain_codes(x: np.ndarray, spun: np.ndarray, hashes: int) -> np.ndarray:
     return place + y.shape[-1] * (np.take_along_axis(y, place[..., None], -1)[..., 0] < 0)
 
 
-@pytest.mark.parametrize("rotation", [4, 8, 16, 32, 64, 100])
+@pytest.fixture(params=["C", "numpy"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes by the pass in C, and as on a machine without a C compiler."""
+    if request.param == "numpy":
+        monkeypatch.setattr(lsh, "library", lambda name: None)
+    elif lsh.library("places") is None:
+        pytest.skip("no C compiler here")
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("rotation", [4, 8, 16, 32, 64, 100, 128])
 def test_codes_are_the_signed_place_of_the_largest_coordinate(rotation: int) -> None:
     rng = np.random.default_rng(6)
     x = rng.standard_normal((1100, 128), dtype=np.float32)
@@ -122,11 +147,13 @@ def test_codes_are_the_signed_place_of_the_largest_coordinate(rotation: int) -> 
     np.testing.assert_array_equal(lsh.codes(torch.from_numpy(x), spun, 3).numpy(), plain_codes(x, spun.numpy(), 3))
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("width", [8, 16, 32, 64, 12])
 def test_ties_take_the_lowest_index_and_rows_of_zeros_get_code_zero(width: int) -> None:
     x = torch.zeros(3, width)
     x[1, [2, 5]] = -1.0
     x[2, [5, 3]] = torch.tensor([1.0, -1.0])
+    x[0, 0] = -0.0
     assert lsh.codes(x, torch.eye(width), 1)[:, 0].tolist() == [0, 2 + width, 3 + width]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -15,11 +16,11 @@ pytest.importorskip("torch", reason="the profilers need torch: pip install 'plan
 from profilers import campaign as campaign_module
 from profilers.campaign import Campaign
 from profilers.family import GridAxis, Op, Prepared, Work, families, ops_of
-from profilers.harness import Measurement
+from profilers.harness import CudaTimer, Measurement
 from profilers.journal import Journal
-from profilers.series import Series
+from profilers.series import Series, agreed
 from workbench.costfiles import load_tables
-from workbench.costs import open_costs
+from workbench.costs import Provenance, held_out_errors, open_costs
 from workbench.errors import SpecError
 
 
@@ -128,6 +129,7 @@ def test_tables_carry_conditions_and_errors_and_open_as_measured_costs(on_op: An
     assert found.seconds == pytest.approx(0.1)
     assert found.source == "interpolated"
     where = next(iter(costs.provenance().values()))
+    assert (where.error_p90, where.error_point) == (pytest.approx(0.0, abs=1e-9), 0.0)
     keys = {text.partition("=")[0] for text in where.conditions}
     assert {"device", "cpu", "cpu_flags", "threads", "malloc", "version.torch"} <= keys
     assert where.date is not None
@@ -135,17 +137,80 @@ def test_tables_carry_conditions_and_errors_and_open_as_measured_costs(on_op: An
     assert len(list(tmp_path.glob("*.toml"))) == 2, "a rerun leaves no older tables behind"
 
 
-def test_leave_one_out_errors_equal_the_tables_own(tmp_path: Path) -> None:
-    """The quick estimate on lines equals removing the row from a real table and asking it."""
-    from workbench.costs import Provenance, held_out_errors
+def steady(seconds: float, half_width: float = 0.0, noise: str | None = None) -> Measurement:
+    return Measurement(median_s=seconds, min_s=seconds, blocks=9, calls=1, noise=noise,
+                       interval_s=(seconds * (1 - half_width), seconds * (1 + half_width)))
 
-    series = Series(scripted(lambda p: 1.0), {})
+
+@pytest.mark.parametrize("times", ["linear", "log"])
+def test_leave_one_out_errors_equal_the_tables_own(times: str, tmp_path: Path) -> None:
+    """The quick estimate on lines equals removing the row from a real table and asking it, without a prior."""
+    series = Series(scripted(lambda p: 1.0, times=times), {})
     journal = Journal(tmp_path / "journal.jsonl", "c")
     for x in (1, 3, 16, 40, 256):
-        t = 1e-3 * (1 + x**0.7)
-        series.add((x,), Measurement(median_s=t, min_s=t, interval_s=(t, t), blocks=9, calls=1), journal)
-    table = series.table("cpu", Provenance(id="i", origin="o", device="cpu"))
-    assert sorted(series.errors()) == pytest.approx(sorted(held_out_errors(table, "x")))
+        series.add((x,), steady(1e-3 * (1 + x**0.7)), journal)
+    table = dataclasses.replace(series.table("cpu", Provenance(id="i", origin="o", device="cpu")), prior=None)
+    series._shape = {}
+    quick = [error for _, _, _, errors in series._left_out() for error, _ in errors]
+    assert sorted(quick) == pytest.approx(sorted(held_out_errors(table, "x")))
+
+
+def test_a_prior_is_taken_where_it_predicts_left_out_points_better(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl", "c")
+    line, steps = (Series(scripted(lambda p: 1.0), {"kind": kind}) for kind in ("line", "steps"))
+    for x in (1, 4, 16, 64, 256):
+        line.add((x,), steady(1e-5 + 1e-6 * x), journal)
+        steps.add((x,), steady(1e-5 * x**0.5), journal)
+    assert line.prior() is not None
+    assert max(abs(line.errors())) < 1e-9
+    assert steps.prior() is None, "a square root is straight on log scales and no sum of whole powers"
+    assert max(abs(steps.errors())) < 1e-9
+
+
+def test_gaps_that_noise_explains_are_not_split(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl", "c")
+    for half_width, splits in ((0.0, True), (0.1, False)):
+        series = Series(scripted(lambda p: 1.0), {"half_width": str(half_width)})
+        for x, wiggle in ((1, 1.0), (4, 1.12), (16, 1.0), (64, 1.12), (256, 1.0)):
+            series.add((x,), steady(1e-3 * x**0.5 * wiggle, half_width), journal)
+        assert (series.worst_gap()[0] > 0.03) == splits
+
+
+def test_the_least_disturbed_of_several_visits_counts_and_disagreement_is_noise() -> None:
+    slow, fast, near = steady(1.3), steady(1.0), steady(1.05)
+    assert agreed([slow, near, fast]) == fast
+    assert agreed([steady(0.5, noise="steal 9%"), fast]) == fast, "what is known to be disturbed does not count"
+    assert agreed([slow, fast]).noise == "30% apart at different times"
+    wide, tight = steady(1.0, 0.2, "bimodal"), steady(1.2, 0.1, "bimodal")
+    assert agreed([wide, tight]) == tight
+    busy = [dataclasses.replace(steady(2.0, 0.1, "foreign load 40%"), min_s=least) for least in (1.4, 1.1)]
+    assert (agreed(busy).median_s, agreed(busy).noise) == (1.1, "foreign load 40%")
+
+
+def test_every_point_is_seen_twice_and_noisy_ones_four_times(on_op: Any, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_16_noisy(series: Series, at: tuple[int, ...], *_: Any) -> Measurement:
+        return steady(1e-3 * at[0], noise="bimodal" if at[0] == 16 else None)
+
+    campaign = on_op(scripted(lambda p: 1.0), folder=tmp_path)
+    monkeypatch.setattr(campaign_module, "measured", at_16_noisy)
+    rows = campaign.run(30.0, silent)
+    assert rows[0]["noisy"] == 1
+    seen = [json.loads(line)["at"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert (seen.count([1]), seen.count([16]), seen.count([256])) == (2, 4, 2)
+
+
+def test_a_kernel_that_fails_at_a_point_costs_only_that_point(on_op: Any, tmp_path: Path) -> None:
+    def fails_at_16(point: Any) -> float:
+        if point["x"] == 16:
+            raise ValueError("too narrow")
+        return 1e-3 * point["x"]
+
+    said: list[str] = []
+    campaign = on_op(scripted(fails_at_16), folder=tmp_path)
+    campaign.run(30.0, said.append)
+    assert load_tables(tmp_path)[0].knots("x") == [1.0, 256.0]
+    assert sum("cannot be measured: scripted() at (16,): ValueError: too narrow" in line for line in said) == 1
 
 
 def test_families_are_found_and_unknown_names_get_the_nearest() -> None:
@@ -181,11 +246,32 @@ def test_the_least_corner_of_every_op_can_be_prepared_and_run(op: Op, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", [op for ops in families().values() for op in ops if "cuda" in op.devices],
+                         ids=lambda op: op.name)
+def test_the_least_corner_of_every_op_can_be_measured_on_a_gpu(op: Op, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if (why := op.on("cuda").lacking("cuda")) is not None:
+        pytest.skip(why)
+    monkeypatch.chdir(tmp_path)
+    on = op.on("cuda")
+    series = Series(on, on.variants[0])
+    found = campaign_module.measured(series, tuple(a.start[0] for a in on.axes), "cuda", CudaTimer())
+    assert 0 < found.median_s < 1.0
+    if on.finish is not None:
+        on.finish()
+
+
 def test_wb_profile_measures_says_and_resumes(wb: Any, tmp_path: Path) -> None:
     code, out, err = wb("profile", "pq_topk", "--budget", "2s", "--json")
     assert code == 0, err
     assert json.loads(out)["tables"][0]["points"] >= 1
     assert "points, about" in err
+    assert "1 thread bound to CPU" in err
     code, _, err = wb("profile", "pq_topk", "--budget", "1s")
     assert code == 0
     assert "are kept" in err

@@ -146,10 +146,17 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _show_plan(args: argparse.Namespace, job: Any, folder: Any, plan: Any) -> None:
+    from workbench.outcome import predicted_range
     from workbench.spec import dump
 
     planner = job.study.planner
     metrics = planner.predicted(job.problem, plan)
+    error = plan.certificate.cost_error
+
+    def row(metric: Any) -> dict[str, Any]:
+        low, high = predicted_range(metric, error) or (None, None)
+        between = {} if error is None else {"low": low, "high": high}
+        return {"metric": metric.name, "predicted": metric.value, **between, "unit": metric.unit}
 
     def text() -> str:
         certificate = plan.certificate
@@ -158,7 +165,8 @@ def _show_plan(args: argparse.Namespace, job: Any, folder: Any, plan: Any) -> No
         return "\n\n".join([
             planner.in_words(plan), table(planner.decision(plan)), certificate.line(),
             *([table(scarce)] if scarce else []),
-            table([{"metric": m.name, "predicted": m.value, "unit": m.unit} for m in metrics])])
+            table([row(m) for m in metrics]),
+            *([] if error is None else [f"low, high: what the errors of the cost tables allow ({error:.1%}, 90 %)"])])
 
     emit(args, {"run": str(folder.path), "plan": dump(plan)}, text)
     say(f"plan: {folder.path / 'plan.json'}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.costs import Axis, ProfileTable, Provenance, Scale
+from workbench.costs import Axis, Prior, ProfileTable, Provenance, Scale
 from workbench.errors import TraceError
 from workbench.files import atomic_path, write_atomic
 from workbench.spec import about, content_id, dump, parse, read_toml, spec
@@ -31,6 +31,7 @@ class _Facts:
     axes: tuple[tuple[str, Scale], ...] = about("Numeric axes, outermost first, with their scales.")
     times: Scale = about("Scale in which times are interpolated.")
     provenance: Provenance = about("Where the rows come from.")
+    prior: Prior | None = about("Shape around which the rows are interpolated.", default=None)
 
 
 def save_tables(folder: Path | str, tables: Iterable[ProfileTable]) -> list[Path]:
@@ -45,7 +46,7 @@ def save_tables(folder: Path | str, tables: Iterable[ProfileTable]) -> list[Path
     groups: dict[str, tuple[_Facts, list[ProfileTable]]] = {}
     for table in tables:
         facts = _Facts(op=table.op, keys=tuple(sorted(table.keys)), times=table.times, provenance=table.provenance,
-                       axes=tuple((a.name, a.scale) for a in table.axes))
+                       prior=table.prior, axes=tuple((a.name, a.scale) for a in table.axes))
         groups.setdefault(content_id(dump(facts)), (facts, []))[1].append(table)
     written = []
     for name, (facts, members) in groups.items():
@@ -106,12 +107,13 @@ def _load(file: Path) -> list[ProfileTable]:
         members.setdefault(key, []).append(i)
     axes = tuple(Axis(name, scale) for name, scale in facts.axes)
     return [ProfileTable(op=facts.op, keys=dict(zip(facts.keys, key, strict=True)), axes=axes, points=points[at],
-                         seconds=seconds[at], times=facts.times, provenance=facts.provenance)
+                         seconds=seconds[at], times=facts.times, prior=facts.prior,
+                         provenance=facts.provenance)
             for key, at in members.items()]
 
 
 def _toml(facts: Mapping[str, Any]) -> str:
-    """TOML of texts, lists of texts, and one level of tables; absent values are left out."""
+    """TOML of texts, numbers, lists of them, and one level of tables; absent values are left out."""
     flat = [f"{k} = {_value(v)}" for k, v in facts.items() if not isinstance(v, Mapping) and v is not None]
     tables = [f"\n[{k}]\n" + "\n".join(f"{name} = {_value(v)}" for name, v in inner.items() if v is not None)
               for k, inner in facts.items() if isinstance(inner, Mapping)]
@@ -119,5 +121,5 @@ def _toml(facts: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    """Texts and lists of texts read the same in JSON and TOML."""
+    """Texts, finite numbers and lists of them read the same in JSON and TOML."""
     return json.dumps(value, ensure_ascii=False)

@@ -8,6 +8,11 @@ data sheet. A point nobody measured, with no analytic fallback asked for, is a `
 Interpolation is multilinear in each axis' own scale, so an answer never leaves the range of its cell's corners and
 monotone data give monotone answers. Above an axis' last point the slope of its last octave goes on (never
 downhill); below its first point the first value stays. Both are flagged as extrapolated.
+
+A table may have a ``Prior``: t0(x) = sum_j c_j prod_i x_i^e_ij with c_j >= 0, a fixed launch cost plus terms for bytes
+and operations (alpha-beta for messages, the sum form of a roofline for kernels). Then what is interpolated is
+log(t / t0), and the answer is held within the range of its cell's corners; outside the knots the nearest ratio stays
+and t0 goes on. On one axis monotone data still give monotone answers, because log t0 is convex in log x.
 """
 
 from __future__ import annotations
@@ -15,16 +20,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import math
 import pkgutil
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import MissingProfile, SpecError, TraceError, nearest
@@ -37,6 +44,8 @@ __all__ = [
     "CostModel",
     "CountedCosts",
     "FallbackCosts",
+    "JudgedCosts",
+    "Prior",
     "ProfileTable",
     "Provenance",
     "Source",
@@ -93,6 +102,8 @@ class Provenance:
     error_median: float | None = about("Median relative error of predicting a left-out row from its neighbours.",
                                        default=None)
     error_p90: float | None = about("90th percentile of the same errors.", default=None)
+    error_point: float | None = about("90th percentile of the points' own uncertainty (half-width of the median's 95 % "
+                                      "confidence interval over the median).", default=None)
 
 
 class CostModel(Protocol):
@@ -144,6 +155,42 @@ class Axis(NamedTuple):
     scale: Scale = "linear"
 
 
+@spec
+class Prior:
+    """The shape a kernel's time has before it is looked at closely: a sum of non-negative power terms of the axes."""
+
+    exponents: tuple[tuple[Annotated[int, Ge(0)], ...], ...] = about(
+        "Exponents of each term, one per axis, outermost first.")
+    coefficients: tuple[float, ...] = about("Seconds of each term where all axes are 1; the constant is a launch.")
+
+    def seconds(self, points: Floats) -> Floats:
+        """t0 at (rows, axes) points."""
+        terms = np.prod(points[:, None, :] ** np.array(self.exponents, dtype=float)[None], axis=2)
+        return np.asarray(terms @ np.array(self.coefficients))
+
+    @classmethod
+    def fit(cls, points: Floats, seconds: Floats) -> Prior | None:
+        """The least squares fit of relative errors over terms with exponents 0 or 1 (the last axis: 0 to 2).
+
+        ``None`` when there are fewer rows than axes and two more. The constant is at least a thousandth of the least
+        time, so that t0 is positive everywhere.
+        """
+        from scipy.optimize import nnls
+
+        axes = points.shape[1]
+        if not axes or len(points) < axes + 2:
+            return None
+        exponents = np.array(list(itertools.product(*[(0, 1)] * (axes - 1), (0, 1, 2))), dtype=float)
+        terms = np.prod(points[:, None, :] ** exponents[None], axis=2) / seconds[:, None]
+        scale = terms.max(axis=0)
+        found, _ = nnls(terms / scale, np.ones(len(points)))
+        found /= scale
+        found[0] = max(found[0], seconds.min() / 1000)
+        kept = np.flatnonzero(found)
+        return cls(exponents=tuple(tuple(int(e) for e in exponents[j]) for j in kept),
+                   coefficients=tuple(float(found[j]) for j in kept))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProfileTable:
     """Measured seconds of one op under one set of exact keys, over nested numeric axes (outermost first).
@@ -153,7 +200,8 @@ class ProfileTable:
     are one point.
 
     Raises:
-        TraceError: shapes disagree, no rows, values that are not finite, a time <= 0, or a log axis with a value <= 0.
+        TraceError: shapes disagree, no rows, values that are not finite, a time <= 0, a log axis with a value <= 0, or
+            a prior for times that are not on a log scale.
     """
 
     op: str
@@ -163,6 +211,7 @@ class ProfileTable:
     seconds: Floats
     provenance: Provenance
     times: Scale = "linear"
+    prior: Prior | None = None
     _index: _Grid = field(init=False, repr=False, compare=False)
     _knots: dict[str, list[float]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -173,7 +222,7 @@ class ProfileTable:
         points, seconds = _sorted_medians(points, seconds)
         object.__setattr__(self, "points", points)
         object.__setattr__(self, "seconds", seconds)
-        object.__setattr__(self, "_index", _Grid(self.axes, points, seconds, self.times))
+        object.__setattr__(self, "_index", _Grid(self.axes, points, seconds, self.times, self.prior))
 
     def at(self, *coordinates: float) -> Cost:
         """Time at one point, coordinates in the order of ``axes``."""
@@ -209,6 +258,9 @@ def _check_rows(table: ProfileTable, points: Floats, seconds: Floats) -> None:
                          where=where)
     if not len(seconds):
         raise TraceError("a profile table needs at least one row", where=where)
+    if table.prior is not None and (table.times != "log"
+                                    or {len(e) for e in table.prior.exponents} != {len(table.axes)}):
+        raise TraceError("a prior needs times on a log scale, and an exponent for each axis", where=where)
     bad = ~np.isfinite(points).all(axis=1) | ~np.isfinite(seconds) | (seconds <= 0)
     for column, axis in enumerate(table.axes):
         if axis.scale == "log":
@@ -247,10 +299,12 @@ def _in_order(points: Floats) -> bool:
 class _Grid:
     """Nested sorted axes in compressed rows: children of node ``i`` of a level are ``first[i]:first[i+1]`` below it."""
 
-    def __init__(self, axes: tuple[Axis, ...], points: Floats, seconds: Floats, times: Scale) -> None:
+    def __init__(self, axes: tuple[Axis, ...], points: Floats, seconds: Floats, times: Scale,
+                 prior: Prior | None) -> None:
         self.log_axes = tuple(a.scale == "log" for a in axes)
         self.log_times = times == "log"
-        self.heights = np.log(seconds) if self.log_times else seconds
+        self.seconds, self.prior = seconds, prior
+        self.heights = np.log(seconds / prior.seconds(points) if prior else seconds) if self.log_times else seconds
         self.values: list[Floats] = []
         self.firsts: list[NDArray[np.intp]] = []
         starts = np.zeros(1, dtype=np.intp)
@@ -264,12 +318,30 @@ class _Grid:
             starts = nodes
 
     @cached_property
+    def _terms(self) -> list[tuple[float, list[int]]]:
+        """Coefficient of each term of the prior, and the axes to multiply it with (twice for a square)."""
+        assert self.prior is not None
+        return [(c, [i for i, e in enumerate(powers) for _ in range(e)])
+                for c, powers in zip(self.prior.coefficients, self.prior.exponents, strict=True)]
+
+    def _prior_at(self, x: Sequence[float]) -> float:
+        total = 0.0
+        for coefficient, factors in self._terms:
+            product = coefficient
+            for i in factors:
+                product *= x[i]
+            total += product
+        return total
+
+    @cached_property
     def _lists(self) -> tuple[list[list[float]], list[list[int]], list[float]]:
         return ([v.tolist() for v in self.values], [f.tolist() for f in self.firsts], self.heights.tolist())
 
     def at(self, x: Sequence[float]) -> tuple[float, int]:
         values, firsts, heights = self._lists
         logs, last = self.log_axes, len(values) - 1
+        prior = self.prior
+        corners: list[int] = []
 
         def height(level: int, node: int) -> tuple[float, int]:
             """Interpolated height below ``node`` of the level above, and the rank of its source."""
@@ -278,9 +350,14 @@ class _Grid:
             i = bisect_right(axis, wanted, low, high) - 1
             if i < low or axis[i] == wanted or high - low == 1:
                 i = max(i, low)
+                if level == last:
+                    corners.append(i)
                 found, rank = (heights[i], 0) if level == last else height(level + 1, i)
                 return found, rank if axis[i] == wanted else 2
             beyond = i == high - 1
+            if beyond and prior is not None:
+                found, _ = (heights[i], 0) if level == last else height(level + 1, i)
+                return found, 2
             j = i + 1
             if beyond:
                 j = i
@@ -289,6 +366,7 @@ class _Grid:
             share = (math.log(wanted / left) / math.log(right / left) if logs[level]
                      else (wanted - left) / (right - left))
             if level == last:
+                corners.extend((i, j))
                 a, b, rank = heights[i], heights[j], 1
             else:
                 a, rank_a = height(level + 1, i)
@@ -299,7 +377,18 @@ class _Grid:
             return a + share * (b - a), rank
 
         found, rank = height(0, 0) if values else (heights[0], 0)
+        if prior is not None:
+            return self._within(self._prior_at(x) * math.exp(found), rank, corners), rank
         return (math.exp(found) if self.log_times else found), rank
+
+    def _within(self, found: float, rank: int, corners: Sequence[int]) -> float:
+        """What is not extrapolated, within the range of its cell's corners."""
+        if rank == 0:  # the very value, without the rounding of a logarithm
+            return float(self.seconds[corners[0]])
+        if rank > 1:
+            return found
+        near = self.seconds[corners]
+        return float(min(max(found, near.min()), near.max()))
 
     def many(self, coordinates: Sequence[ArrayLike]) -> tuple[Floats, Ranks]:
         if not coordinates:
@@ -310,10 +399,18 @@ class _Grid:
             answers = [self.at(row) for row in zip(*(g.tolist() for g in flat), strict=True)]
             return (np.array([a[0] for a in answers]).reshape(shape),
                     np.array([a[1] for a in answers], dtype=np.int8).reshape(shape))
-        found, rank = self._heights(0, np.zeros(flat[0].size, dtype=np.intp), flat)
-        return (np.exp(found) if self.log_times else found).reshape(shape), rank.reshape(shape)
+        corners: list[NDArray[np.intp]] = []
+        found, rank = self._heights(0, np.zeros(flat[0].size, dtype=np.intp), flat, corners)
+        if self.prior is not None:
+            near = self.seconds[np.stack(corners)]
+            found = self.prior.seconds(np.stack(flat, axis=1)) * np.exp(found)
+            found = np.where(rank <= 1, np.clip(found, near.min(axis=0), near.max(axis=0)), found)
+        elif self.log_times:
+            found = np.exp(found)
+        return found.reshape(shape), rank.reshape(shape)
 
-    def _heights(self, level: int, node: NDArray[np.intp], x: Sequence[Floats]) -> tuple[Floats, Ranks]:
+    def _heights(self, level: int, node: NDArray[np.intp], x: Sequence[Floats],
+                 corners: list[NDArray[np.intp]]) -> tuple[Floats, Ranks]:
         axis, wanted = self.values[level], x[level]
         low, high = self.firsts[level][node], self.firsts[level][node + 1]
         raw = _last_at_most(axis, wanted, low, high)
@@ -322,24 +419,26 @@ class _Grid:
         beyond = ~single & (raw == high - 1)
         j = np.where(single | beyond, i, i + 1)
         octave = np.clip(_last_at_most(axis, axis[j] / 2, low, high), low, np.maximum(j - 1, low))
-        i = np.where(beyond, octave, i)
-        a, rank = self._below(level, i, x)
-        b, rank_b = self._below(level, j, x)
+        i = np.where(beyond, octave if self.prior is None else j, i)
+        a, rank = self._below(level, i, x, corners)
+        b, rank_b = self._below(level, j, x, corners)
         left, right = axis[i], axis[j]
         with np.errstate(divide="ignore", invalid="ignore"):
             share = (np.log(wanted / left) / np.log(right / left) if self.log_axes[level]
                      else (wanted - left) / (right - left))
-        share = np.where(single, 0.0, share)
+        share = np.where(single | (i == j), 0.0, share)
         found = a + share * (b - a)
         found = np.where(beyond, np.maximum(b, found), found)
         rank = np.where(single, rank, np.maximum(np.maximum(rank, rank_b), 1))
         outside = beyond | (single & (axis[i] != wanted))
         return found, np.where(outside, 2, rank).astype(np.int8)
 
-    def _below(self, level: int, node: NDArray[np.intp], x: Sequence[Floats]) -> tuple[Floats, Ranks]:
+    def _below(self, level: int, node: NDArray[np.intp], x: Sequence[Floats],
+               corners: list[NDArray[np.intp]]) -> tuple[Floats, Ranks]:
         if level == len(self.values) - 1:
+            corners.append(node)
             return self.heights[node], np.zeros(len(node), dtype=np.int8)
-        return self._heights(level + 1, node, x)
+        return self._heights(level + 1, node, x, corners)
 
 
 def _last_at_most(axis: Floats, wanted: Floats, low: NDArray[np.intp], high: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -364,8 +463,9 @@ def held_out_errors(table: ProfileTable, axis: str) -> Floats:
     errors = []
     for value in inside:
         held = column == value
-        rest = ProfileTable(op=table.op, keys=table.keys, axes=table.axes, points=table.points[~held],
-                            seconds=table.seconds[~held], provenance=table.provenance, times=table.times)
+        points, seconds = table.points[~held], table.seconds[~held]
+        rest = replace(table, points=points, seconds=seconds,
+                       prior=None if table.prior is None else Prior.fit(points, seconds))
         predicted, rank = rest.many(*table.points[held].T)
         known = rank <= _RANK["interpolated"]
         errors.append(predicted[known] / table.seconds[held][known] - 1)
@@ -378,10 +478,12 @@ class TableCosts:
     Args:
         tables: at most one per op and keys; later ones replace earlier ones.
         next_command: what to type when a point is missing; ``{op}`` is replaced by the op's name.
+        assumed: keys of points that do not name them, such as the device of planners that know only one.
     """
 
-    def __init__(self, tables: Iterable[ProfileTable], *, next_command: str = "wb profile {op}") -> None:
-        self._next_command = next_command
+    def __init__(self, tables: Iterable[ProfileTable], *, next_command: str = "wb profile {op}",
+                 assumed: Mapping[str, Key] | None = None) -> None:
+        self._next_command, self._assumed = next_command, dict(assumed or {})
         self._by_op: dict[str, dict[tuple[str, ...], dict[tuple[Key, ...], ProfileTable]]] = {}
         for table in tables:
             self.add(table)
@@ -404,10 +506,10 @@ class TableCosts:
         """
         for names, by_keys in self._by_op.get(op, {}).items():
             try:
-                return by_keys[tuple(point[n] for n in names)]
+                return by_keys[tuple(point[n] if n in point else self._assumed[n] for n in names)]
             except KeyError:
                 continue
-        raise self._missing(op, point)
+        raise self._missing(op, {**self._assumed, **point})
 
     def cost(self, op: str, **point: float | int | str) -> Cost:
         """Time of ``op`` at ``point``; see ``CostModel``."""
@@ -428,10 +530,10 @@ class TableCosts:
         """
         return self.table(op, point).knots(axis)
 
-    @staticmethod
-    def _coordinates(table: ProfileTable, point: Mapping[str, Any]) -> list[Any]:
+    def _coordinates(self, table: ProfileTable, point: Mapping[str, Any]) -> list[Any]:
         names = [a.name for a in table.axes]
-        if len(point) != len(names) + len(table.keys) or not all(n in point for n in names):
+        keys = len(table.keys) - sum(n not in point for n in self._assumed if n in table.keys)
+        if len(point) != len(names) + keys or not all(n in point for n in names):
             strange = sorted(set(point) - set(names) - set(table.keys))
             absent = sorted(set(names) - set(point))
             raise SpecError(f"{table.label()} was asked at {sorted(point)}",
@@ -561,6 +663,59 @@ class CountedCosts:
         """Share of the answers by source (sums to 1; empty when nothing was asked)."""
         total = sum(self.answers.values())
         return {s: self.answers[s] / total for s in SOURCES if self.answers[s]}
+
+
+class JudgedCosts:
+    """A cost model that remembers how uncertain its answers were, by the seconds they stand for.
+
+    A measured answer is as uncertain as its table's points, an interpolated one as the table's left-out points at
+    their 90th percentile; what is extrapolated, analytic, or from a table without errors has none that is known.
+    """
+
+    def __init__(self, model: CostModel) -> None:
+        self._model = model
+        self._seconds = self._off = self._unknown = 0.0
+
+    def cost(self, op: str, **point: float | int | str) -> Cost:
+        """The inner model's answer."""
+        found = self._model.cost(op, **point)
+        self._take(op, point, np.array([found.seconds]), np.array([_RANK[found.source]]))
+        return found
+
+    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
+        """The inner model's answers; see ``SweepCosts``."""
+        seconds, ranks = sweep(self._model, op, over, **point)
+        self._take(op, {**point, **over}, np.ravel(seconds), np.ravel(ranks))
+        return seconds, ranks
+
+    def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
+        """Measured values of ``axis`` in the inner model; ``MissingProfile`` when it has no such table."""
+        return _knots(self._model, op, axis, **point)
+
+    def provenance(self) -> Mapping[str, Provenance]:
+        """The inner model's tables."""
+        return self._model.provenance()
+
+    def _take(self, op: str, point: Mapping[str, Any], seconds: Floats, ranks: NDArray[Any]) -> None:
+        errors: tuple[float | None, ...] = ()
+        if isinstance(self._model, TableCosts):
+            where = self._model.table(op, point).provenance
+            errors = (where.error_point, where.error_p90)
+        for rank in range(len(SOURCES)):
+            total = float(seconds[ranks == rank].sum())
+            error = errors[rank] if rank < len(errors) else None
+            if error is None:
+                self._unknown += total
+            else:
+                self._off += error * total
+                self._seconds += total
+
+    def error(self) -> float | None:
+        """Mean relative error of the answers, weighted by seconds; ``None`` unless every answer's error is known.
+
+        Errors of one table are taken to have one sign, so nothing cancels.
+        """
+        return None if self._unknown or not self._seconds else self._off / self._seconds
 
 
 SOURCES_PACKAGE = "traces.profiles"

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
 from workbench import study as studies
-from workbench.costs import CostModel, TableCosts, open_costs
+from workbench.costs import CostModel, JudgedCosts, TableCosts, open_costs
 from workbench.errors import CheckFailed, NotBuilt, SpecError, WorkbenchError, nearest
 from workbench.outcome import Outcome
 from workbench.plan import Violation
@@ -61,11 +61,13 @@ class Job:
         return content_id(self.resolved)
 
     def plan(self) -> Any:
-        """Search for a plan with the chosen planner."""
+        """Search for a plan with the chosen planner; its certificate says how sure the costs behind it are."""
+        judged = JudgedCosts(self.costs)
         with self._next_is_the_schema():
-            return self.study.planner.plan(
-                self.problem, self.costs, planner=self.planner.name or next(iter(self.study.planner.PLANNERS)),
+            plan = self.study.planner.plan(
+                self.problem, judged, planner=self.planner.name or next(iter(self.study.planner.PLANNERS)),
                 solver=self.planner.solver, time_limit_s=self.planner.time_limit_s, seed=self.planner.seed)
+        return replace(plan, certificate=replace(plan.certificate, cost_error=judged.error()))
 
     @contextlib.contextmanager
     def _next_is_the_schema(self) -> Iterator[None]:

@@ -99,12 +99,19 @@ class _Asker:
         return seconds
 
     def light(self, op: str, tokens: Floats, width: int, bytes_per_token: float) -> Floats:
-        """A memory-bound kernel: measured where some table knows it, else analytic; 0 bytes: fused into another."""
+        """A memory-bound kernel: measured where some table knows it or any kernel of so many bytes, else analytic.
+
+        Without bytes it is fused into another.
+        """
         try:
             return self(op, {"tokens": tokens}, {"width": width})
         except MissingProfile:
             if not bytes_per_token:
                 return np.zeros(len(tokens))
+        try:
+            return self("elementwise", {"bytes": tokens * bytes_per_token}, {})
+        except MissingProfile:
+            pass
         seconds, ranks = self._analytic.sweep("elementwise", {"bytes": tokens * bytes_per_token}, device=self.device)
         self.counts += np.bincount(ranks, minlength=len(SOURCES))
         return seconds
@@ -131,7 +138,8 @@ class _Asker:
 class _StageCost:
     """Seconds of one stage as functions of tokens, sequences and contexts."""
 
-    def __init__(self, shape: LlmShape, stage: Stage, formats: Formats, ask: _Asker, *, ends: _Ends) -> None:
+    def __init__(self, shape: LlmShape, stage: Stage, formats: Formats, ask: _Asker, *, ends: _Ends,
+                 reach: tuple[int, int]) -> None:
         self._layers, self._ask, self._send = stage.layers, ask, ends.send
         self._bytes_per_token = shape.hidden * _ACTIVATION_BYTES
         tp = stage.tensor_parallel
@@ -158,8 +166,9 @@ class _StageCost:
                                "head_dim": shape.head_dim, "kv_dtype": _sixteen(formats.kv)}
         self.contexts = ask.knots("attention_decode", "context", self._point, _CONTEXT_KNOTS)
         self._extends = ask.knows("attention_extend", {"tokens": [128.0]}, {**self._point, "history": 0})
-        ask("attention_decode", {"batch": np.array(_REFERENCE_BATCHES)[:, None],
-                                 "context": np.array(_REFERENCE_CONTEXTS)[None, :]}, self._point)
+        batches, contexts = (np.array([x for x in grid if x <= most] or grid[:1]) for grid, most in zip(
+            (_REFERENCE_BATCHES, _REFERENCE_CONTEXTS), reach, strict=True))
+        ask("attention_decode", {"batch": batches[:, None], "context": contexts[None, :]}, self._point)
         self._decoding: dict[float, _Curve] = {}
         self._prompts: dict[int, _Curve] = {}
 
@@ -257,6 +266,7 @@ class KernelSteps:
         formats: number formats of weights and KV cache.
         network: link between stages that do not name their own.
         iteration_overhead_s: host time that no kernel hides, added to every iteration.
+        reach: most sequences and context tokens of a decode step; only ``sources`` asks, which looks no further.
 
     Raises:
         SpecError: layers do not add up, or a tensor-parallel degree does not fit the model or the machine.
@@ -264,7 +274,8 @@ class KernelSteps:
     """
 
     def __init__(self, shape: LlmShape, stages: Sequence[Stage], costs: CostModel, *, catalogue: Catalogue,
-                 formats: Formats | None = None, network: str = "Ethernet", iteration_overhead_s: float = 0.0) -> None:
+                 formats: Formats | None = None, network: str = "Ethernet", iteration_overhead_s: float = 0.0,
+                 reach: tuple[int, int] = (_REFERENCE_BATCHES[-1], _REFERENCE_CONTEXTS[-1])) -> None:
         check_stages(shape, stages, catalogue)
         formats = formats or Formats(weights=shape.number_format, kv=shape.number_format)
         analytic = Roofline(catalogue)
@@ -275,7 +286,7 @@ class KernelSteps:
             last = i == len(stages) - 1
             ends = _Ends(first=i == 0, last=last, send=None if last else catalogue.link(stage.link or network).seconds)
             ask = _Asker(costs, analytic, stage.device)
-            self._stages.append(_StageCost(shape, stage, formats, ask, ends=ends))
+            self._stages.append(_StageCost(shape, stage, formats, ask, ends=ends, reach=reach))
             self._counts += ask.counts
         self._contexts = np.unique(np.concatenate([s.contexts for s in self._stages]))
         self._ramps: dict[int, Ramp] = {}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from workbench.timeline import Timeline
 
-__all__ = ["Metric", "Outcome", "side_by_side"]
+__all__ = ["Metric", "Outcome", "predicted_range", "side_by_side"]
 
 
 @spec
@@ -27,6 +27,13 @@ class Metric:
     value: float = about("The number.")
     unit: str = about("Its unit, e.g. 's', 'tokens/s', '$/h'; '' for pure numbers.")
     about: str = about("What it means, in one line.", default="")
+
+
+def predicted_range(metric: Metric, cost_error: float | None) -> tuple[float, float] | None:
+    """(low, high) of a predicted time or rate whose costs are known to ``cost_error``; ``None`` for other metrics."""
+    if cost_error is None or not (metric.unit == "s" or metric.unit.endswith("/s")):
+        return None
+    return metric.value / (1 + cost_error), metric.value * (1 + cost_error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench import plots
 from workbench.job import Job
-from workbench.outcome import Metric, Outcome, side_by_side
+from workbench.outcome import Metric, Outcome, predicted_range, side_by_side
 from workbench.report import (
     Block,
     Cell,
@@ -47,13 +47,14 @@ def write_page(job: Job, folder: RunFolder, plan: Any) -> Path:
                 for o in (folder.load_outcome(clock) for clock in _CLOCKS[1:]) if o is not None]
     what = Section("What to do", [
         Decision(planner.in_words(plan)),
-        Facts([_fact(m) for m in predicted[:_KEY_FACTS]]),
+        Facts([_fact(m, plan.certificate.cost_error) for m in predicted[:_KEY_FACTS]]),
         _table("The decision", planner.decision(plan)),
     ])
     why = Section("Why to believe it", [
         plan.certificate,
         Checks("the plan", planner.check(job.problem, plan)),
         Sources(plan.sources),
+        *_how_sure(plan.certificate.cost_error),
     ])
     together, alone = _clocks(predicted, outcomes)
     clocks = Section("Predicted, simulated, measured", [*together, *_whose_times(job, outcomes),
@@ -72,12 +73,24 @@ def write_page(job: Job, folder: RunFolder, plan: Any) -> Path:
     return report.write(folder.path / "report.html")
 
 
-def _fact(metric: Metric) -> Fact:
-    """A metric as a key number; very small and very large ones with a metric prefix."""
-    name, value = _name_and_unit(metric.name)[0], metric.value
-    if metric.unit in _PREFIXED and value and not 0.1 <= abs(value) < 10_000:
-        return Fact(name, plots.si(value, _PREFIXED[metric.unit]), note=metric.about)
-    return Fact(name, value, metric.unit, metric.about)
+def _fact(metric: Metric, cost_error: float | None = None) -> Fact:
+    """A metric as a key number with its range; very small and very large ones with a metric prefix."""
+    name, value, note = _name_and_unit(metric.name)[0], metric.value, metric.about
+    prefix = _PREFIXED.get(metric.unit)
+    if (between := predicted_range(metric, cost_error)) is not None:
+        low, high = (plots.si(x, prefix) if prefix else f"{x:.4g} {metric.unit}" for x in between)
+        note = f"{note} Between {low} and {high}."
+    if prefix and value and not 0.1 <= abs(value) < 10_000:
+        return Fact(name, plots.si(value, prefix), note=note)
+    return Fact(name, value, metric.unit, note)
+
+
+def _how_sure(cost_error: float | None) -> list[Block]:
+    """What the cost tables' own errors allow, where all of them have some."""
+    if cost_error is None:
+        return []
+    return [Text(f"Predicted times and rates hold within {100 * cost_error:.2g} %: so far off are nine in ten "
+                 "predictions of points left out of the cost tables, weighed by the seconds each was asked for.")]
 
 
 def _about(job: Job, folder: RunFolder) -> dict[str, str]:

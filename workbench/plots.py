@@ -411,14 +411,25 @@ def _thinned(level: Level) -> tuple[np.ndarray, np.ndarray]:
     return level.time_s[tops], level.value[tops]
 
 
-def roofline(points: Mapping[str, tuple[float, float]], peaks: Sequence[Peak], *, width_in: float = WIDE_IN) -> Figure:
-    """Kernels at (arithmetic intensity FLOP/B, FLOP/s) under the roofs of devices (Williams et al., CACM 2009)."""
+def roofline(points: Mapping[str, tuple[float, float]], peaks: Sequence[Peak], *,
+             clouds: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+             width_in: float = WIDE_IN) -> Figure:
+    """Kernels at (arithmetic intensity FLOP/B, FLOP/s) under the roofs of devices (Williams et al., CACM 2009).
+
+    ``points`` are named where they stand; ``clouds`` are many points of one colour, named in the legend.
+    """
+    clouds = clouds or {}
     intensities = [x for x, _ in points.values()] + [p.flops_per_s / p.bytes_per_s for p in peaks]
+    intensities += [x for xs, _ in clouds.values() for x in xs]
     low, high = min(intensities) / 4, max(intensities) * 4
     with _style():
         figure, axes = _axes(width_in, 3.2)
         legend = {}
-        for colour, roof in zip(_cycle(len(peaks)), peaks, strict=True):
+        colours = _cycle(len(peaks) + len(clouds))
+        for colour, (name, (xs, ys)) in zip(colours[len(peaks):], clouds.items(), strict=True):
+            axes.plot(xs, ys, "o", color=colour, markersize=4, markeredgecolor=PAPER, markeredgewidth=0.5, zorder=3)
+            legend[name] = colour
+        for colour, roof in zip(colours, peaks, strict=False):
             ridge = roof.flops_per_s / roof.bytes_per_s
             axes.plot([low, ridge, high], [low * roof.bytes_per_s, roof.flops_per_s, roof.flops_per_s], color=colour,
                       linewidth=1.8)

@@ -251,7 +251,8 @@ class Pricing:
 
     def _steps(self, stages: Sequence[Stage]) -> KernelSteps:
         return KernelSteps(self.shape, stages, self._costs, catalogue=self.catalogue, formats=self._formats,
-                           network=self.problem.enumeration.network)
+                           network=self.problem.enumeration.network,
+                           reach=(self.problem.enumeration.max_sequences, max(i + o for i, o in self.lengths)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["decode", "decode_kernel", "decode_selected", "join_kernel"]
+__all__ = ["decode", "decode_kernel", "decode_selected", "join_kernel", "rows_a_step"]
 
-_BLOCK = 64
 _LEAST_ROWS = 256
 _LAUNCHES_WITHOUT_DEVICE = 8
 
@@ -88,10 +87,15 @@ def _programs(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _split(heads: int, count: int, device: torch.device) -> tuple[int, int]:
+def rows_a_step(head_dim: int, item_bytes: int) -> int:
+    """Cached rows a step: fewer where three steps of keys and values would not fit in shared memory."""
+    return max(16, min(64, (1 << 15) // (head_dim * item_bytes)))
+
+
+def _split(heads: int, count: int, device: torch.device, block: int) -> tuple[int, int]:
     """(rows a part, parts): enough parts to fill the device, none shorter than ``_LEAST_ROWS`` rows."""
     wanted = max(1, min(-(-_programs(device) // heads), count // _LEAST_ROWS))
-    part = -(-count // wanted // _BLOCK) * _BLOCK if wanted > 1 else count
+    part = -(-count // wanted // block) * block if wanted > 1 else count
     part = max(part, -(-count // wanted))
     return part, -(-count // part)
 
@@ -100,14 +104,15 @@ def _run(q_NGD: torch.Tensor, k_NSD: torch.Tensor, v_NSD: torch.Tensor, chosen: 
     n, g, d = q_NGD.shape
     rows = k_NSD.shape[1]
     count = rows if chosen is None else chosen.shape[1]
-    part, parts = _split(n, count, q_NGD.device)
+    block = rows_a_step(d, k_NSD.element_size())
+    part, parts = _split(n, count, q_NGD.device, block)
     device = q_NGD.device
     sums = torch.empty(n, parts, g, d, device=device)
     tops, totals = (torch.empty(n, parts, g, device=device) for _ in range(2))
     out = torch.empty_like(q_NGD)
     decode_kernel[(n, parts)](q_NGD.contiguous(), k_NSD.contiguous(), v_NSD.contiguous(),
                               tops if chosen is None else chosen, sums, tops, totals, d**-0.5, rows, count, part,
-                              PARTS=parts, GROUP=g, HEADS=max(16, triton.next_power_of_2(g)), D=d, BLOCK=_BLOCK,
+                              PARTS=parts, GROUP=g, HEADS=max(16, triton.next_power_of_2(g)), D=d, BLOCK=block,
                               SELECTED=chosen is not None, IEEE=q_NGD.dtype == torch.float32)
     join_kernel[(n, g)](sums, tops, totals, out, GROUP=g, PARTS=parts, PADDED=triton.next_power_of_2(parts), D=d)
     return out

@@ -1,18 +1,26 @@
 """Ahead-of-time compilation of every Triton kernel, on any machine: no GPU and no driver are needed.
 
-``CASES`` names a kernel, its argument types and constants, and whether its inner product must use tensor cores.
+``CASES`` names a kernel, its argument types and constants, and whether its inner product must use tensor cores. Shared
+memory is what the compiler asks for; registers and spills are what the assembler bundled with Triton reports.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from profilers.gpu.attention import rows_a_step
+from profilers.gpu.lsh import rows_a_program
 
 __all__ = ["CASES", "SHARED_BYTES", "Case", "Compiled", "compile_case"]
 
@@ -33,11 +41,13 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """What came out: machine code, its PTX text, and the shared memory of a block."""
+    """What came out: machine code, its PTX text, a block's shared memory, a thread's registers and spilled bytes."""
 
     cubin: bytes
     ptx: str
     shared_bytes: int
+    registers: int
+    spill_bytes: int
 
 
 _ATTENTION = {"selected": "*i32", "sums": "*fp32", "tops": "*fp32", "totals": "*fp32", "scale": "fp32", "rows": "i32",
@@ -48,6 +58,13 @@ CASES = (
            types={**dict.fromkeys(("q", "k", "v"), f"*{dtype}"), **_ATTENTION},
            constants={**_DECODE, "SELECTED": selected})
       for dtype, selected in (("fp16", True), ("bf16", True), ("bf16", False))),
+    Case(module="attention", kernel="decode_kernel", tensor_cores=True,
+         types={**dict.fromkeys(("q", "k", "v"), "*bf16"), **_ATTENTION},
+         constants={**_DECODE, "GROUP": 3, "D": 64, "SELECTED": False}),
+    *(Case(module="attention", kernel="decode_kernel", tensor_cores=False,
+           types={**dict.fromkeys(("q", "k", "v"), "*fp32"), **_ATTENTION},
+           constants={**_DECODE, "D": d, "BLOCK": rows_a_step(d, 4), "SELECTED": True, "IEEE": True})
+      for d in (128, 256)),
     Case(module="attention", kernel="join_kernel", tensor_cores=False,
          types={"sums": "*fp32", "tops": "*fp32", "totals": "*fp32", "out": "*bf16"},
          constants={"GROUP": 4, "PARTS": 8, "PADDED": 8, "D": 128}),
@@ -57,9 +74,10 @@ CASES = (
     Case(module="lsh", kernel="hash_kernel", tensor_cores=True,
          types={"x": "*fp16", "rotations": "*fp16", "out": "*i64", "rows": "i32", "width": "i32"},
          constants={"HASHES": 6, "ROTATION": 32, "BT": 64, "BK": 32, "FULL": False}),
-    Case(module="lsh", kernel="hash_kernel", tensor_cores=True,
+    *(Case(module="lsh", kernel="hash_kernel", tensor_cores=True,
          types={"x": "*fp32", "rotations": "*fp32", "out": "*i64", "rows": "i32", "width": "i32"},
-         constants={"HASHES": 6, "ROTATION": 32, "BT": 64, "BK": 32, "FULL": True}),
+         constants={"HASHES": 6, "ROTATION": rotation, "BT": rows_a_program(rotation), "BK": 32, "FULL": True})
+      for rotation in (16, 32, 128, 256)),
     Case(module="lsh", kernel="segment_sum_kernel", tensor_cores=False,
          types={"x": "*fp32", "order": "*i64", "first": "*i64", "out": "*fp32", "width": "i32"},
          constants={"BLOCK": 256}),
@@ -74,4 +92,22 @@ def compile_case(case: Case, capability: int) -> Compiled:
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, kind in case.types.items() if "*" in kind}
     source = ASTSource(fn=kernel, signature=signature, constexprs=dict(case.constants), attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4, "num_stages": 3})
-    return Compiled(cubin=made.asm["cubin"], ptx=made.asm["ptx"], shared_bytes=made.metadata.shared)
+    registers, spill_bytes = _assembled(made.asm["ptx"])
+    return Compiled(cubin=made.asm["cubin"], ptx=made.asm["ptx"], shared_bytes=made.metadata.shared,
+                    registers=registers, spill_bytes=spill_bytes)
+
+
+def _assembled(ptx: str) -> tuple[int, int]:
+    """Registers a thread and bytes spilled (stores and loads), as ``ptxas -v`` says for the PTX's own target."""
+    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert target is not None, "PTX names its target"
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        said = subprocess.run([assembler, "-v", f"--gpu-name={target[1]}", source, "-o", source.with_suffix(".cubin")],
+                              check=True, capture_output=True, text=True).stderr
+    used = re.search(r"Used (\d+) registers", said)
+    assert used is not None, said
+    spilled = re.findall(r"(\d+) bytes spill", said)
+    return int(used[1]), sum(map(int, spilled))

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["codes", "hash_kernel", "segment_centroids", "segment_sum_kernel"]
+__all__ = ["codes", "hash_kernel", "rows_a_program", "segment_centroids", "segment_sum_kernel"]
 
 
 @triton.jit
@@ -51,13 +51,20 @@ def segment_sum_kernel(x, order, first, out, width, BLOCK: tl.constexpr):  # typ
     tl.store(out + bucket.to(tl.int64) * width + column, total / (end - start).to(tl.float32), mask=column < width)
 
 
+def rows_a_program(rotation: int) -> int:
+    """Rows of a block: wide rotations take fewer, whose products would not stay in registers otherwise."""
+    return max(16, min(64, 4096 // rotation))
+
+
 def codes(x_TH: torch.Tensor, rotations_HLR: torch.Tensor, hashes: int) -> torch.Tensor:
     """(T, L) codes; see ``profilers.lsh.codes``. The rotation width must be a power of two, at least 16."""
     rows, width = x_TH.shape
+    rotation = rotations_HLR.shape[1] // hashes
     out = torch.empty(rows, hashes, dtype=torch.int64, device=x_TH.device)
-    hash_kernel[(triton.cdiv(rows, 64), hashes)](x_TH.contiguous(), rotations_HLR.contiguous(), out, rows, width,
-                                                 HASHES=hashes, ROTATION=rotations_HLR.shape[1] // hashes, BT=64,
-                                                 BK=32, FULL=x_TH.dtype == torch.float32)
+    block = rows_a_program(rotation)
+    hash_kernel[(triton.cdiv(rows, block), hashes)](x_TH.contiguous(), rotations_HLR.contiguous(), out, rows, width,
+                                                    HASHES=hashes, ROTATION=rotation, BT=block, BK=32,
+                                                    FULL=x_TH.dtype == torch.float32)
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workbench.costfiles import load_tables
 from workbench.costs import TableCosts
+from workbench.errors import SpecError, nearest
 from workbench.spec import about, spec
 
 __all__ = ["Options", "open"]
@@ -14,6 +15,8 @@ class Options:
     """Options of ``[costs] source = "measured"``."""
 
     folder: str = about("Folder of Parquet and TOML files.", default="profiles")
+    device: str | None = about("Device whose tables answer planners that name none (circuit); absent: the only one.",
+                               default=None)
 
 
 def open(options: Options) -> TableCosts:
@@ -21,5 +24,13 @@ def open(options: Options) -> TableCosts:
 
     Raises:
         TraceError: there are none, or one is broken.
+        SpecError: no table is of the device asked for.
     """
-    return TableCosts(load_tables(options.folder))
+    tables = load_tables(options.folder)
+    devices = sorted({str(t.keys["device"]) for t in tables if "device" in t.keys})
+    if options.device is not None and options.device not in devices:
+        close = nearest(options.device, devices)
+        raise SpecError(f"no table is of device {options.device!r}", where="costs.device", allowed=devices,
+                        hint=f"did you mean {close!r}?" if close else None)
+    device = options.device or (devices[0] if len(devices) == 1 else None)
+    return TableCosts(tables, assumed=None if device is None else {"device": device})
