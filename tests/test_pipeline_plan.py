@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from planners.pipeline.planning import priced
 from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
 from planners.pipeline.search import smallest_bottleneck
 from tests import oracles_pipeline as oracles
-from workbench.costs import TableCosts, open_costs
+from workbench.costs import Axis, ProfileTable, Provenance, TableCosts, open_costs
 from workbench.errors import Infeasible, MissingProfile, SolverError, SpecError
 
 NO_COSTS = TableCosts(())
@@ -280,6 +281,55 @@ def test_missing_times_are_an_error_that_names_them() -> None:
     table = oracles.random_problem(np.random.default_rng(1), operators=3, devices=2, batch=16)
     with pytest.raises(MissingProfile, match="local batch"):
         pipeline.plan(table, NO_COSTS)
+
+
+def layer_tables(device: str = "cpu") -> TableCosts:
+    """Layers that take 1 ns a multiplication, whose update takes 1 ns a byte; everything else is free."""
+    where = Provenance(id="made", origin="test", device=device)
+
+    def table(op: str, names: tuple[str, ...], each: Callable[..., float], **keys: str) -> ProfileTable:
+        points = np.array(list(itertools.product(*[(1.0, 4096.0)] * len(names))))
+        return ProfileTable(op=op, keys={"device": device, "dtype": "fp32", **keys}, times="log", provenance=where,
+                            axes=tuple(Axis(n, "log") for n in names), points=points,
+                            seconds=np.array([each(*p) for p in points]))
+
+    dense = ("inputs", "width", "samples")
+    free = [table(f"{op}_{way}", ("bytes",), lambda b: 1e-15) for op in ("join", "loss") for way in ("forward",
+                                                                                                    "backward")]
+    return TableCosts([
+        table("dense_forward", dense, lambda i, w, n: 1e-9 * i * w * n), *free,
+        table("dense_backward", dense, lambda i, w, n: 2e-9 * i * w * n, input_gradient="yes"),
+        table("dense_backward", dense, lambda i, w, n: 1e-9 * i * w * n, input_gradient="no"),
+        table("weight_update", ("bytes",), lambda b: 1e-9 * b, optimizer="sgd")])
+
+
+def test_layers_without_times_are_priced_by_measured_layers() -> None:
+    problem = oracles.random_problem(np.random.default_rng(2), operators=5, devices=1)
+    bare = tuple(dataclasses.replace(o, forward_s={}, backward_s={}) for o in problem.operators)
+    cluster = dataclasses.replace(problem.cluster, device="cpu")
+    problem = dataclasses.replace(problem, operators=bare, cluster=cluster, micro_batches=(2,))
+    found = pipeline.plan(problem, layer_tables(), planner="data-parallel")
+    assert pipeline.check(problem, found) == []
+    assert set(found.sources) <= {"measured", "interpolated"}
+    graph = graph_of(problem)
+    # Inputs of 3 columns of their own, 4 from each operator that is read; no input gradient without one.
+    inner = [3 + 4 * len(reads) for reads in graph.reads]
+    forward = sum(1e-9 * i * 4 * 2 for i in inner)
+    backward = sum((2e-9 if reads else 1e-9) * i * 4 * 2 for i, reads in zip(inner, graph.reads, strict=True))
+    update = sum(1e-9 * o.weight_bytes for o in bare)
+    assert found.stages[0].update_s == pytest.approx(update, rel=1e-6)
+    assert found.iteration_s == pytest.approx(4 * (forward + backward) + update, rel=1e-6)
+
+
+def test_layers_nobody_measured_name_the_command() -> None:
+    problem = oracles.random_problem(np.random.default_rng(2), operators=3, devices=2)
+    bare = tuple(dataclasses.replace(o, forward_s={}, backward_s={}) for o in problem.operators)
+    problem = dataclasses.replace(problem, operators=bare)
+    with pytest.raises(MissingProfile, match="names no device"):
+        pipeline.plan(problem, NO_COSTS)
+    cluster = dataclasses.replace(problem.cluster, device="cpu")
+    with pytest.raises(MissingProfile, match="dense_forward"):
+        pipeline.plan(dataclasses.replace(problem, cluster=cluster), NO_COSTS)
 
 
 def test_a_cycle_is_refused() -> None:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from planners.pipeline.graph import OperatorGraph
+from planners.pipeline.layers import joined_width
 from planners.pipeline.problem import Layer, Operator, Problem
 from workbench.errors import SpecError
 
-__all__ = ["StageModule", "data_of", "dtype_of", "sample_shape", "target_of"]
+__all__ = ["StageModule", "data_of", "dtype_of", "layer_module", "sample_shape", "target_of"]
 
 
 def dtype_of(problem: Problem) -> torch.dtype:
@@ -48,23 +49,26 @@ class _Bag(nn.Module):
         return self.table(ids_NK).flatten(1)
 
 
+def layer_module(layer: Layer, joined: int) -> nn.Module:
+    """The module of a layer that reads ``joined`` columns."""
+    if layer.kind == "dense":
+        return nn.Sequential(nn.Linear(joined, layer.width), nn.Tanh())
+    if layer.kind == "embedding":
+        return _Bag(layer)
+    if layer.kind == "concat":
+        return nn.Identity()
+    return nn.TransformerEncoderLayer(layer.width, layer.heads, layer.hidden, dropout=0.0, batch_first=True)
+
+
 def _module(graph: OperatorGraph, number: int, seed: int, dtype: torch.dtype) -> nn.Module:
     o = graph.operators[number]
-    layer = _layer(o)
-    joined = layer.inputs + sum(_layer(graph.operators[u]).width for u, _ in graph.reads[number])
-    torch.manual_seed(seed * 1_000_003 + number)
-    made: nn.Module
-    if layer.kind == "dense":
-        made = nn.Sequential(nn.Linear(joined, layer.width), nn.Tanh())
-    elif layer.kind == "embedding":
-        made = _Bag(layer)
-    elif layer.kind == "concat":
-        made = nn.Identity()
+    layer, joined = _layer(o), joined_width(graph, number)
+    if layer.kind == "concat":
         _require(joined == layer.width, o, f"joins {joined} columns, its width is {layer.width}")
-    else:
+    if layer.kind == "transformer":
         _require(joined == layer.width, o, f"reads {joined} columns, a transformer layer keeps its {layer.width}")
-        made = nn.TransformerEncoderLayer(layer.width, layer.heads, layer.hidden, dropout=0.0, batch_first=True)
-    return made.to(dtype)
+    torch.manual_seed(seed * 1_000_003 + number)
+    return layer_module(layer, joined).to(dtype)
 
 
 def _require(holds: bool, o: Operator, detail: str) -> None:

@@ -6,6 +6,7 @@ in different orders cannot block each other: what blocks is only what the plan's
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from dataclasses import dataclass, field
@@ -21,8 +22,11 @@ from executors.pipeline.training import Replica
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.problem import Plan, Problem
 from planners.pipeline.replay import ScheduledTask, schedule
+from profilers.harness import available_cpus, fixed_conditions
 
 __all__ = ["Done", "execute"]
+
+_YIELDING = 5
 
 
 @dataclass
@@ -99,10 +103,11 @@ class _Worker:
             in_flight += (t.last - t.first) * (1 if t.kind == "F" else -1)
             self.done.peak_samples = max(self.done.peak_samples, in_flight)
         self._reduce()
+        self._update()
         for work, _ in self.sends:
             work.wait(self.patience)
         self.sends.clear()
-        self._update()
+        self._note()
 
     def _slice(self, t: ScheduledTask) -> tuple[int, int]:
         size = (t.last - t.first) // len(self.mine.devices)
@@ -162,18 +167,36 @@ class _Worker:
             self.done.spans[-1].append(("all-reduce", begun, time.perf_counter(), "compute"))
 
     def _update(self) -> None:
+        if isinstance(self.part, Replica) and self.part.optimizer is not None:
+            begun = time.perf_counter()
+            self.part.optimizer.step()
+            self.done.spans[-1].append(("update", begun, time.perf_counter(), "compute"))
+
+    def _note(self) -> None:
+        """What the run is judged by; copied when the step is over, so that no clock counts it."""
         if isinstance(self.part, Replica):
             self.done.peak_bytes = self.part.peak_bytes
             self.done.losses.append(self.part.loss)
             if self.replica == 0:
                 self.done.gradients.append({k: g.float().numpy() for k, g in self.part.gradients().items()})
-            if self.part.optimizer is not None:
-                self.part.optimizer.step()
 
 
 def execute(problem: Problem, plan: Plan, rank: int, world: int) -> Done | None:
-    """This rank's part of the run; ``None`` if the plan does not use it. Every rank of the world must call it."""
-    torch.set_num_threads(1)
+    """This rank's part of the run; ``None`` if the plan does not use it. Every rank of the world must call it.
+
+    One thread, and the allocator as while measuring; with a CPU for every rank, each keeps to its own.
+    """
+    cpus = available_cpus()
+    with fixed_conditions(threads=1):
+        own = {cpus[rank]} if world <= len(cpus) else set(cpus)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, own)
+            # Of this thread alone: gloo's own threads, made before, then need not wait for a time slice to pass.
+            os.setpriority(os.PRIO_PROCESS, 0, _YIELDING)
+        return _execute(problem, plan, rank)
+
+
+def _execute(problem: Problem, plan: Plan, rank: int) -> Done | None:
     places = ranks(plan)
     group = None
     for x, s in enumerate(plan.stages):

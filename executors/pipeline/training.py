@@ -16,7 +16,7 @@ from executors.pipeline.modules import StageModule, data_of, sample_shape, targe
 from planners.pipeline.graph import OperatorGraph
 from planners.pipeline.problem import Plan, Problem
 
-__all__ = ["Replica", "loss_of", "optimizer_of"]
+__all__ = ["Replica", "loss_of", "optimizer_for", "optimizer_of"]
 
 
 def loss_of(output: torch.Tensor, target: torch.Tensor, batch: int) -> torch.Tensor:
@@ -26,12 +26,15 @@ def loss_of(output: torch.Tensor, target: torch.Tensor, batch: int) -> torch.Ten
 
 def optimizer_of(problem: Problem, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
     """The problem's optimizer; ``None`` for a stage without parameters."""
-    mine, rate = list(parameters), problem.run.learning_rate
-    if not mine:
-        return None
-    if problem.optimizer == "adam":
-        return torch.optim.Adam(mine, lr=rate, foreach=False)
-    return torch.optim.SGD(mine, lr=rate, momentum=0.9 if problem.optimizer == "momentum" else 0.0, foreach=False)
+    mine = list(parameters)
+    return optimizer_for(problem.optimizer, mine, rate=problem.run.learning_rate) if mine else None
+
+
+def optimizer_for(kind: str, parameters: list[torch.nn.Parameter], *, rate: float) -> torch.optim.Optimizer:
+    """An optimizer that updates one tensor after the other."""
+    if kind == "adam":
+        return torch.optim.Adam(parameters, lr=rate, foreach=False)
+    return torch.optim.SGD(parameters, lr=rate, momentum=0.9 if kind == "momentum" else 0.0, foreach=False)
 
 
 @dataclass(slots=True)

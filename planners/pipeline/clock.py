@@ -27,14 +27,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class StageGraph:
-    """Stages in topological order with the times of one micro-batch."""
+    """Stages in topological order with the times of one micro-batch, and of all-reduce and update at the end."""
 
     batch: int
     micro: Sequence[int]
     turn: Sequence[int]
     forward_s: Sequence[float]
     backward_s: Sequence[float]
-    all_reduce_s: Sequence[float]
+    at_end_s: Sequence[float]
     links: Sequence[Link]
 
     def held(self) -> list[int]:
@@ -46,7 +46,7 @@ class StageGraph:
 
 
 def iteration_s(graph: StageGraph, held: Sequence[int]) -> float:
-    """Seconds from the first forward to the last all-reduce; infinite when the orders wait on each other."""
+    """Seconds from the first forward to the last weight update; infinite when the orders wait on each other."""
     n = len(graph.micro)
     orders = [order(graph.batch, graph.micro[x], graph.turn[x], held[x]) for x in range(n)]
     into: list[list[tuple[list[float], int]]] = [[] for _ in range(n)]
@@ -91,4 +91,4 @@ def iteration_s(graph: StageGraph, held: Sequence[int]) -> float:
         awake.extend(y for y in rouse if at[y] < len(orders[y]))
     if any(at[x] < len(orders[x]) for x in range(n)):
         return float("inf")
-    return max(now[x] + graph.all_reduce_s[x] for x in range(n))
+    return max(now[x] + graph.at_end_s[x] for x in range(n))

@@ -58,7 +58,8 @@ class Layer:
 class Operator:
     """One node of the model: times, memory, and optionally what it computes.
 
-    Times come from one of: tables by local batch, seconds a sample, or kernels priced by the cost model.
+    Times come from one of: tables by local batch, seconds a sample, kernels priced by the cost model, or, with a layer
+    and none of these, whole layers measured by ``wb profile pipeline``.
     """
 
     name: str = about("Name, unique in the model.")
@@ -212,6 +213,7 @@ class Stage:
     forward_s: float = about("Forward of one micro-batch.")
     backward_s: float = about("Backward of one micro-batch.")
     all_reduce_s: float = about("Sum of weight gradients over the replicas, once a mini-batch.")
+    update_s: float = about("Optimizer step, once a mini-batch; 0 where nothing says what it takes.", default=0.0)
     weight_bytes: float = about("Parameters of one replica.")
     saved_bytes_per_sample: float = about("Activations and received tensors held for one sample in flight.")
     memory_bytes: float = about("Predicted peak on each of its devices.")

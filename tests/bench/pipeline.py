@@ -1,4 +1,4 @@
-"""Figures of the pipeline study: ``python -m tests.bench.pipeline [search|gap|ablation|branches|paced] …``.
+"""Figures of the pipeline study: ``python -m tests.bench.pipeline [search|gap|ablation|branches|paced|measured] …``.
 
 Times of searches are processor seconds of this process (the machine may be shared), medians of three. Everything about
 32 devices is simulated with analytic costs of a V100 (fp32); ratios only.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -24,6 +26,8 @@ from workbench.costs import CostModel, TableCosts, open_costs
 from workbench.errors import SolverError
 
 REPEATS = 3
+LAYERS = ("dense_forward", "dense_backward", "join_forward", "join_backward", "loss_forward", "loss_backward",
+          "weight_update")
 # Mini-batches: the paper's table is an image; these are ours.
 PAPER = {"multi-modal": 256, "dlrm": 4096, "candle-uno": 4096, "transformer": 256}
 
@@ -159,7 +163,26 @@ def paced(_: CostModel) -> None:
               flush=True)
 
 
-BENCHES = {"search": search, "gap": gap, "ablation": ablation, "branches": branches, "paced": paced}
+def measured(_: CostModel) -> None:
+    """Bar 7: layers measured here, planned, and trained on two ranks; each run beside the prediction."""
+    from executors import pipeline as executor
+    from workbench.job import open_job
+    from workbench.study import data_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "workbench", "profile", *LAYERS, "--budget", "80s", "--profiles", folder],
+                       check=True, capture_output=True)
+        job = open_job(str(data_file("specs", "pipeline-measured.toml")), (f"costs.folder={folder}",))
+        plan = job.plan()
+    shares = ", ".join(f"{source} {share:.0%}" for source, share in plan.sources.items())
+    took = [executor.run(job.problem, plan, device="cpu")["iteration_s"] for _ in range(5)]
+    print(f"measured: predicted {plan.iteration_s * 1e3:.2f} ms ({shares}), trained in "
+          + ", ".join(f"{t * 1e3:.2f}" for t in took)
+          + f" ms; median {statistics.median(took) / plan.iteration_s - 1:+.1%}", flush=True)
+
+
+BENCHES = {"search": search, "gap": gap, "ablation": ablation, "branches": branches, "paced": paced,
+           "measured": measured}
 
 
 def main(names: list[str]) -> None:
