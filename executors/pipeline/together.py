@@ -53,11 +53,20 @@ class _Member:
 
 
 def execute_together(problem: Problem, plan: Plan, device: str) -> list[Done]:
-    """Train ``problem.run.steps`` mini-batches; what ranks would bring back.
+    """Train ``problem.run.steps`` mini-batches on one thread; what ranks would bring back.
 
     Raises:
         WorkbenchError: the stages' orders wait on each other.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _execute(problem, plan, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _execute(problem: Problem, plan: Plan, device: str) -> list[Done]:
     tables = table(problem, plan)
     members = [_Member(problem, plan, place, messages, device)
                for place, messages in zip(ranks(plan), tables, strict=True)]
