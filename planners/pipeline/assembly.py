@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planners.pipeline.clock import Link, StageGraph, iteration_s
+from planners.pipeline.clock import Link, StageGraph, iteration_s, least_s
 from planners.pipeline.graph import bits
 from planners.pipeline.placing import place, together
 from planners.pipeline.pricing import Prices, ring_s, transfer_s
@@ -82,8 +83,9 @@ def _first(mask: int) -> int:
     return (mask & -mask).bit_length() - 1
 
 
-def candidate(prices: Prices, found: Draft) -> Candidate | None:
-    """The draft placed and simulated; ``None`` when some stage does not fit its memory."""
+def candidate(prices: Prices, found: Draft, *, below: float = math.inf) -> Candidate | None:
+    """The draft placed and simulated; ``None`` when some stage does not fit its memory, or it is sure to take
+    ``below`` seconds or longer."""
     cluster, batch = prices.cluster, prices.problem.batch_samples
     stages = found.stages
     devices = place([s.replicas for s in stages], found.flows, cluster)
@@ -113,6 +115,8 @@ def candidate(prices: Prices, found: Draft) -> Candidate | None:
     held = graph.held()
     memory = tuple(prices.memory_bytes(s.mask, i, s.replicas) for s, i in zip(stages, held, strict=True))
     if any(m > cluster.memory_bytes * (1 + 1e-12) for m in memory):
+        return None
+    if below < math.inf and least_s(graph) >= below:
         return None
     return Candidate(found, tuple(devices), graph, tuple(reduce), tuple(update), tuple(held), memory, tuple(flows),
                      iteration_s(graph, held))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from planners.pipeline.inflight import held_by_all, order
 
-__all__ = ["Link", "StageGraph", "iteration_s"]
+__all__ = ["Link", "StageGraph", "iteration_s", "least_s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,23 @@ class StageGraph:
         for link in self.links:
             after[link.producer].append(link.consumer)
         return held_by_all(self.micro, self.turn, after, self.batch)
+
+
+def least_s(graph: StageGraph) -> float:
+    """No schedule of these stages is faster: some stage's first micro-batch comes through those before it, the stage
+    does all its work, and its last gradients go back to the first stages."""
+    n = len(graph.micro)
+    come, leave = [0.0] * n, list(graph.at_end_s)
+    for link in sorted(graph.links, key=lambda link: (link.consumer, link.producer)):
+        u, v = link.producer, link.consumer
+        # Forward of as many of the producer's micro-batches as the consumer's first one needs.
+        first = -(-graph.micro[v] // graph.micro[u]) * graph.forward_s[u]
+        come[v] = max(come[v], come[u] + first + link.forward_s)
+        # The producer's last gradients come with the consumer's last micro-batch.
+        last = max(1, graph.micro[v] // graph.micro[u]) * graph.backward_s[u]
+        leave[v] = max(leave[v], link.backward_s + last + leave[u])
+    return max(come[x] + graph.batch // graph.micro[x] * (graph.forward_s[x] + graph.backward_s[x]) + leave[x]
+               for x in range(n))
 
 
 def iteration_s(graph: StageGraph, held: Sequence[int]) -> float:
