@@ -77,6 +77,7 @@ class Probe:
         self.relaxed = relaxed
         self.batch = prices.problem.batch_samples
         self.devices = prices.cluster.devices
+        self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
         self.total = work.of(root.mask)
         self.of_kind: dict[int, Node] = {}
         self._register(root)
@@ -206,7 +207,8 @@ class Probe:
             if self._hopeless(mask):
                 return
             least = base + math.ceil(self.work.of(self._span(node, lo, j)) / self.limit - 1e-9)
-            for held, b, d in self._placed(mask, following):
+            fits = self.work.of(mask) / self.limit - 1e-9 <= most - least
+            for held, b, d in self._placed(mask, following) if fits else ():
                 if d + least > most:
                     continue
                 for k, (devices, choice) in self._chain(node, lo, j, (held, b)).items():
@@ -216,8 +218,8 @@ class Probe:
                 self._join(out, node, lo, j, mask, following, right, most)
 
     def _hopeless(self, mask: int) -> bool:
-        """Whether no number of replicas brings a set's compute under T."""
-        return self.work.of(mask) / self.devices > self.limit
+        """Whether no number of replicas (at most one a sample of a micro-batch) brings a set's compute under T."""
+        return self.work.of(mask) / self.widest > self.limit
 
     def _join(self, out: Front, node: Node, lo: int, j: int, mask: int, following: Interface, right: Any,
               most: float) -> None:
