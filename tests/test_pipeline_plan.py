@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from planners import pipeline
+from planners.pipeline.assembly import candidate, draft
 from planners.pipeline.baselines import downsets, pipedream_stages
-from planners.pipeline.clock import Link, StageGraph, iteration_s
+from planners.pipeline.bounds import area_bound, chain_bound, partition_bound
+from planners.pipeline.clock import Link, StageGraph, iteration_s, least_s
 from planners.pipeline.decomposition import decompose, is_series_parallel
 from planners.pipeline.graph import bits, build
 from planners.pipeline.inflight import held_by_all, order
@@ -22,7 +24,7 @@ from planners.pipeline.loaders import graph_of, load
 from planners.pipeline.models import generate
 from planners.pipeline.planning import priced
 from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
-from planners.pipeline.search import smallest_bottleneck
+from planners.pipeline.search import Chosen, smallest_bottleneck
 from tests import oracles_pipeline as oracles
 from workbench.costs import Axis, ProfileTable, Provenance, TableCosts, open_costs
 from workbench.errors import Infeasible, MissingProfile, SolverError, SpecError
@@ -84,7 +86,7 @@ def test_search_is_optimal_on_500_graphs_of_up_to_8_operators() -> None:
     assert_optimal(compared(500, 2, 8))
 
 
-@pytest.mark.parametrize("micro, turn, after, held", [
+PUBLISHED = [
     # Strategy files of flexflow-train PR 308: CANDLE-Uno as a chain, and as a graph whose stage 0 joins the branches.
     ([64] * 6, [1] * 6, [[1], [2], [3], [4], [5], []], [384, 320, 256, 192, 128, 64]),
     ([64] * 6, [1] * 6, [[4], [4], [4], [4], [5], []], [192, 192, 192, 192, 128, 64]),
@@ -95,7 +97,10 @@ def test_search_is_optimal_on_500_graphs_of_up_to_8_operators() -> None:
     # Figure 5 of the paper.
     ([1, 2, 4], [1, 1, 1], [[1], [2], []], [10, 8, 4]),
     ([4, 4, 4], [1, 1, 1], [[1], [2], []], [12, 8, 4]),
-])
+]
+
+
+@pytest.mark.parametrize("micro, turn, after, held", PUBLISHED)
 def test_published_in_flight_numbers(micro: list[int], turn: list[int], after: list[list[int]],
                                      held: list[int]) -> None:
     assert held_by_all(micro, turn, after, 1024) == held
@@ -281,6 +286,51 @@ def test_missing_times_are_an_error_that_names_them() -> None:
     table = oracles.random_problem(np.random.default_rng(1), operators=3, devices=2, batch=16)
     with pytest.raises(MissingProfile, match="local batch"):
         pipeline.plan(table, NO_COSTS)
+
+
+def test_no_schedule_beats_the_bounds() -> None:
+    """Against the best of every partition, micro-batch, replicas and k of tiny problems, simulated one by one."""
+    for k in range(6):
+        problem = oracles.random_problem(np.random.default_rng([14, k]), operators=3, devices=3, batch=8)
+        problem = dataclasses.replace(problem, micro_batches=(2, 4))
+        prices, _ = priced(problem, NO_COSTS)
+        best = math.inf
+        for parts in oracles.partitions(3, 3):
+            try:
+                for sizes in itertools.product((2, 4), repeat=len(parts)):
+                    for replicas in itertools.product((1, 2), repeat=len(parts)):
+                        for turns in itertools.product((1, 2), repeat=len(parts)):
+                            if sum(replicas) <= 3:
+                                chosen = [Chosen(m, b, d) for m, b, d in zip(parts, sizes, replicas, strict=True)]
+                                made = candidate(prices, draft(prices, chosen, sequential=False, turns=turns))
+                                best = min(best, math.inf if made is None else made.iteration_s)
+            except AssertionError:
+                continue  # a cycle of stages
+        bound = pipeline.bound(problem, NO_COSTS).value
+        assert bound <= best * (1 + 1e-9)
+        assert bound >= 0.8 * best
+        assert pipeline.plan(problem, NO_COSTS).iteration_s >= bound * (1 - 1e-9)
+
+
+def test_the_chain_bound_is_that_of_all_partitions() -> None:
+    for k in range(6):
+        problem = oracles.random_problem(np.random.default_rng([15, k]), operators=5, devices=3)
+        chain = tuple(Edge(producer=f"o{i}", consumer=f"o{i + 1}") for i in range(4))
+        prices, _ = priced(dataclasses.replace(problem, edges=chain), NO_COSTS)
+        by_cuts, by_partitions = chain_bound(prices, area_bound(prices)), partition_bound(prices)
+        # A chain waits for the sum of its own predecessors' micro-batches, a partition for the shortest there are.
+        assert by_partitions * (1 - 0.004) <= by_cuts
+        assert by_cuts <= pipeline.plan(dataclasses.replace(problem, edges=chain), NO_COSTS).iteration_s
+
+
+def test_the_fill_of_a_stage_graph_is_a_lower_bound_of_its_clock() -> None:
+    rng = np.random.default_rng(16)
+    for _ in range(60):
+        count = int(rng.integers(1, 6))
+        edges = [(u, v) for v in range(1, count) for u in range(v) if rng.random() < 0.5]
+        graph = stages([int(rng.choice([1, 2, 4])) for _ in range(count)], [int(rng.integers(1, 3))] * count, edges,
+                       forward=float(rng.uniform(0.5, 2)))
+        assert least_s(graph) <= iteration_s(graph, graph.held()) * (1 + 1e-9)
 
 
 def layer_tables(device: str = "cpu") -> TableCosts:
