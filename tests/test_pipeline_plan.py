@@ -412,3 +412,16 @@ def test_public_graphs_load_with_all_their_operators(name: str, kind: str, opera
     assert len(graph) == operators
     tree, _ = decompose(graph)
     assert tree.mask == graph.everything
+
+
+@pytest.mark.skipif(not MIRROR, reason="set WB_DATA_MIRROR to a folder with the registry's files")
+@pytest.mark.parametrize("name, kind", [("dnn-partitioning/layer/bert24_training.json", "dnn-partitioning"),
+                                        ("piper/bert32a100.json", "piper")])
+def test_public_graphs_are_planned(name: str, kind: str) -> None:
+    problem = Problem(
+        model=FileModel(path=str(Path(str(MIRROR)) / "pipelines" / name), format=kind),  # type: ignore[arg-type]
+        batch_samples=64, micro_batches=(1, 2, 4), cluster=Cluster(
+            devices=8, devices_per_machine=8, memory_bytes=64e9, inside=oracles.FAST, between=oracles.FAST))
+    found = pipeline.plan(problem, NO_COSTS)
+    assert pipeline.check(problem, found) == []
+    assert found.sources == {"extrapolated": 1.0}

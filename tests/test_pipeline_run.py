@@ -25,6 +25,7 @@ from tests import oracles_pipeline as oracles
 from workbench.costs import TableCosts
 from workbench.errors import SpecError, WorkbenchError
 from workbench.job import open_job
+from workbench.study import data_file
 
 NO_COSTS = TableCosts(())
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch (extra 'run')")
@@ -327,6 +328,23 @@ def test_random_stage_graphs_with_jitter_do_not_block() -> None:
 @needs_torch
 def test_200_random_stage_graphs_with_jitter_do_not_block() -> None:
     run_random(200)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@needs_torch
+def test_layers_measured_here_predict_training_on_two_ranks(tmp_path: Path) -> None:
+    """A busy machine only makes runs longer: one of three within 10 % is enough."""
+    from tests.bench.pipeline import LAYERS
+
+    subprocess.run([sys.executable, "-m", "workbench", "profile", *LAYERS, "--budget", "60s", "--profiles",
+                    str(tmp_path)], check=True, capture_output=True)
+    job = open_job(str(data_file("specs", "pipeline-measured.toml")), (f"costs.folder={tmp_path}",))
+    plan = job.plan()
+    assert len(plan.stages) == 2
+    assert set(plan.sources) <= {"measured", "interpolated"}
+    took = [job.run(plan, "cpu")["iteration_s"] for _ in range(3)]
+    assert min(abs(t / plan.iteration_s - 1) for t in took) <= 0.10
 
 
 @pytest.mark.dist

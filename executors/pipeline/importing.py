@@ -362,12 +362,11 @@ def _products(n: fx.Node) -> list[tuple[float, int, int]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the graph of the module that stdin describes; on a fault, say what is wrong and return 1."""
+    """Write the graph of the module that stdin describes; on a fault, say as JSON what is wrong and return 1."""
     try:
         graph = plain_graph(parse(ModuleModel, json.load(sys.stdin)))
     except WorkbenchError as error:
-        told = [error.hint] if error.hint else []
-        sys.stderr.write("\n".join([*told, error.message]) + "\n")
+        sys.stdout.write(json.dumps({"message": error.message, "hint": error.hint}) + "\n")
         return 1
     write_atomic(Path(arguments[0]), json.dumps(dump(graph), indent=1))
     return 0

@@ -82,10 +82,20 @@ def imported(model: ModuleModel) -> Path:
         asked = json.dumps(dump(model))
         done = subprocess.run([sys.executable, "-m", _IMPORTER, str(path)], input=asked, text=True, capture_output=True)
         if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise SpecError(f"module {model.module!r} was not imported: {said[-1]}", where="model.module",
-                            hint=None if len(said) == 1 else "\n".join(said[-12:-1]), next_command="wb schema pipeline")
+            fault = _fault(done)
+            raise SpecError(f"{model.module} was not imported: {fault['message']}", where="model.module",
+                            hint=fault["hint"], next_command="wb schema pipeline")
     return path
+
+
+def _fault(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What the importer says on its last line, or the end of what it printed when it broke."""
+    try:
+        said: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return {"message": said["message"], "hint": said["hint"]}
+    except (IndexError, ValueError, KeyError, TypeError):
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return {"message": lines[-1], "hint": "\n".join(lines[-12:-1]) or None}
 
 
 def _source_file(reference: str) -> Path:
