@@ -6,14 +6,17 @@ import dataclasses
 import itertools
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from planners import pipeline
+from planners.pipeline.assembly import candidate, draft
 from planners.pipeline.baselines import downsets, pipedream_stages
-from planners.pipeline.clock import Link, StageGraph, iteration_s
+from planners.pipeline.bounds import area_bound, chain_bound, partition_bound
+from planners.pipeline.clock import Link, StageGraph, iteration_s, least_s
 from planners.pipeline.decomposition import decompose, is_series_parallel
 from planners.pipeline.graph import bits, build
 from planners.pipeline.inflight import held_by_all, order
@@ -21,9 +24,9 @@ from planners.pipeline.loaders import graph_of, load
 from planners.pipeline.models import generate
 from planners.pipeline.planning import priced
 from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
-from planners.pipeline.search import smallest_bottleneck
+from planners.pipeline.search import Chosen, smallest_bottleneck
 from tests import oracles_pipeline as oracles
-from workbench.costs import TableCosts, open_costs
+from workbench.costs import Axis, ProfileTable, Provenance, TableCosts, open_costs
 from workbench.errors import Infeasible, MissingProfile, SolverError, SpecError
 
 NO_COSTS = TableCosts(())
@@ -83,7 +86,7 @@ def test_search_is_optimal_on_500_graphs_of_up_to_8_operators() -> None:
     assert_optimal(compared(500, 2, 8))
 
 
-@pytest.mark.parametrize("micro, turn, after, held", [
+PUBLISHED = [
     # Strategy files of flexflow-train PR 308: CANDLE-Uno as a chain, and as a graph whose stage 0 joins the branches.
     ([64] * 6, [1] * 6, [[1], [2], [3], [4], [5], []], [384, 320, 256, 192, 128, 64]),
     ([64] * 6, [1] * 6, [[4], [4], [4], [4], [5], []], [192, 192, 192, 192, 128, 64]),
@@ -94,7 +97,10 @@ def test_search_is_optimal_on_500_graphs_of_up_to_8_operators() -> None:
     # Figure 5 of the paper.
     ([1, 2, 4], [1, 1, 1], [[1], [2], []], [10, 8, 4]),
     ([4, 4, 4], [1, 1, 1], [[1], [2], []], [12, 8, 4]),
-])
+]
+
+
+@pytest.mark.parametrize("micro, turn, after, held", PUBLISHED)
 def test_published_in_flight_numbers(micro: list[int], turn: list[int], after: list[list[int]],
                                      held: list[int]) -> None:
     assert held_by_all(micro, turn, after, 1024) == held
@@ -282,6 +288,100 @@ def test_missing_times_are_an_error_that_names_them() -> None:
         pipeline.plan(table, NO_COSTS)
 
 
+def test_no_schedule_beats_the_bounds() -> None:
+    """Against the best of every partition, micro-batch, replicas and k of tiny problems, simulated one by one."""
+    for k in range(6):
+        problem = oracles.random_problem(np.random.default_rng([14, k]), operators=3, devices=3, batch=8)
+        problem = dataclasses.replace(problem, micro_batches=(2, 4))
+        prices, _ = priced(problem, NO_COSTS)
+        best = math.inf
+        for parts in oracles.partitions(3, 3):
+            try:
+                for sizes in itertools.product((2, 4), repeat=len(parts)):
+                    for replicas in itertools.product((1, 2), repeat=len(parts)):
+                        for turns in itertools.product((1, 2), repeat=len(parts)):
+                            if sum(replicas) <= 3:
+                                chosen = [Chosen(m, b, d) for m, b, d in zip(parts, sizes, replicas, strict=True)]
+                                made = candidate(prices, draft(prices, chosen, sequential=False, turns=turns))
+                                best = min(best, math.inf if made is None else made.iteration_s)
+            except AssertionError:
+                continue  # a cycle of stages
+        bound = pipeline.bound(problem, NO_COSTS).value
+        assert bound <= best * (1 + 1e-9)
+        assert bound >= 0.8 * best
+        assert pipeline.plan(problem, NO_COSTS).iteration_s >= bound * (1 - 1e-9)
+
+
+def test_the_chain_bound_is_that_of_all_partitions() -> None:
+    for k in range(6):
+        problem = oracles.random_problem(np.random.default_rng([15, k]), operators=5, devices=3)
+        chain = tuple(Edge(producer=f"o{i}", consumer=f"o{i + 1}") for i in range(4))
+        prices, _ = priced(dataclasses.replace(problem, edges=chain), NO_COSTS)
+        by_cuts, by_partitions = chain_bound(prices, area_bound(prices)), partition_bound(prices)
+        # A chain waits for the sum of its own predecessors' micro-batches, a partition for the shortest there are.
+        assert by_partitions * (1 - 0.004) <= by_cuts
+        assert by_cuts <= pipeline.plan(dataclasses.replace(problem, edges=chain), NO_COSTS).iteration_s
+
+
+def test_the_fill_of_a_stage_graph_is_a_lower_bound_of_its_clock() -> None:
+    rng = np.random.default_rng(16)
+    for _ in range(60):
+        count = int(rng.integers(1, 6))
+        edges = [(u, v) for v in range(1, count) for u in range(v) if rng.random() < 0.5]
+        graph = stages([int(rng.choice([1, 2, 4])) for _ in range(count)], [int(rng.integers(1, 3))] * count, edges,
+                       forward=float(rng.uniform(0.5, 2)))
+        assert least_s(graph) <= iteration_s(graph, graph.held()) * (1 + 1e-9)
+
+
+def layer_tables(device: str = "cpu") -> TableCosts:
+    """Layers that take 1 ns a multiplication, whose update takes 1 ns a byte; everything else is free."""
+    where = Provenance(id="made", origin="test", device=device)
+
+    def table(op: str, names: tuple[str, ...], each: Callable[..., float], **keys: str) -> ProfileTable:
+        points = np.array(list(itertools.product(*[(1.0, 4096.0)] * len(names))))
+        return ProfileTable(op=op, keys={"device": device, "dtype": "fp32", **keys}, times="log", provenance=where,
+                            axes=tuple(Axis(n, "log") for n in names), points=points,
+                            seconds=np.array([each(*p) for p in points]))
+
+    dense = ("inputs", "width", "samples")
+    free = [table(f"{op}_{way}", ("bytes",), lambda b: 1e-15) for op in ("join", "loss") for way in ("forward",
+                                                                                                    "backward")]
+    return TableCosts([
+        table("dense_forward", dense, lambda i, w, n: 1e-9 * i * w * n), *free,
+        table("dense_backward", dense, lambda i, w, n: 2e-9 * i * w * n, input_gradient="yes"),
+        table("dense_backward", dense, lambda i, w, n: 1e-9 * i * w * n, input_gradient="no"),
+        table("weight_update", ("bytes",), lambda b: 1e-9 * b, optimizer="sgd")])
+
+
+def test_layers_without_times_are_priced_by_measured_layers() -> None:
+    problem = oracles.random_problem(np.random.default_rng(2), operators=5, devices=1)
+    bare = tuple(dataclasses.replace(o, forward_s={}, backward_s={}) for o in problem.operators)
+    cluster = dataclasses.replace(problem.cluster, device="cpu")
+    problem = dataclasses.replace(problem, operators=bare, cluster=cluster, micro_batches=(2,))
+    found = pipeline.plan(problem, layer_tables(), planner="data-parallel")
+    assert pipeline.check(problem, found) == []
+    assert set(found.sources) <= {"measured", "interpolated"}
+    graph = graph_of(problem)
+    # Inputs of 3 columns of their own, 4 from each operator that is read; no input gradient without one.
+    inner = [3 + 4 * len(reads) for reads in graph.reads]
+    forward = sum(1e-9 * i * 4 * 2 for i in inner)
+    backward = sum((2e-9 if reads else 1e-9) * i * 4 * 2 for i, reads in zip(inner, graph.reads, strict=True))
+    update = sum(1e-9 * o.weight_bytes for o in bare)
+    assert found.stages[0].update_s == pytest.approx(update, rel=1e-6)
+    assert found.iteration_s == pytest.approx(4 * (forward + backward) + update, rel=1e-6)
+
+
+def test_layers_nobody_measured_name_the_command() -> None:
+    problem = oracles.random_problem(np.random.default_rng(2), operators=3, devices=2)
+    bare = tuple(dataclasses.replace(o, forward_s={}, backward_s={}) for o in problem.operators)
+    problem = dataclasses.replace(problem, operators=bare)
+    with pytest.raises(MissingProfile, match="names no device"):
+        pipeline.plan(problem, NO_COSTS)
+    cluster = dataclasses.replace(problem.cluster, device="cpu")
+    with pytest.raises(MissingProfile, match="dense_forward"):
+        pipeline.plan(dataclasses.replace(problem, cluster=cluster), NO_COSTS)
+
+
 def test_a_cycle_is_refused() -> None:
     with pytest.raises(SpecError, match="cycle"):
         build([Operator(name="a"), Operator(name="b")],
@@ -312,3 +412,16 @@ def test_public_graphs_load_with_all_their_operators(name: str, kind: str, opera
     assert len(graph) == operators
     tree, _ = decompose(graph)
     assert tree.mask == graph.everything
+
+
+@pytest.mark.skipif(not MIRROR, reason="set WB_DATA_MIRROR to a folder with the registry's files")
+@pytest.mark.parametrize("name, kind", [("dnn-partitioning/layer/bert24_training.json", "dnn-partitioning"),
+                                        ("piper/bert32a100.json", "piper")])
+def test_public_graphs_are_planned(name: str, kind: str) -> None:
+    problem = Problem(
+        model=FileModel(path=str(Path(str(MIRROR)) / "pipelines" / name), format=kind),  # type: ignore[arg-type]
+        batch_samples=64, micro_batches=(1, 2, 4), cluster=Cluster(
+            devices=8, devices_per_machine=8, memory_bytes=64e9, inside=oracles.FAST, between=oracles.FAST))
+    found = pipeline.plan(problem, NO_COSTS)
+    assert pipeline.check(problem, found) == []
+    assert found.sources == {"extrapolated": 1.0}

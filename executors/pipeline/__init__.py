@@ -1,10 +1,11 @@
 """pipeline: graph-pipeline training, the same schedule in simulation and on ranks.
 
 Paper: GraphPipe (arXiv 2406.17145). ``simulate`` plays the plan on the task-graph clock; ``run`` starts one process a
-stage replica (torch.distributed, gloo): static order of forwards and backwards, receives posted before the step,
-asynchronous sends, gradients summed in fixed order; ``verify`` trains the same model in one process and compares.
-Reading order: simulating, messages, modules, training, rank, launching, reference, running, sections.
-Not built: GPUs (NCCL), torchrun across machines.
+stage replica (torch.distributed; gloo, or NCCL with one rank a GPU): static order of forwards and backwards, receives
+posted before the step, asynchronous sends, gradients summed in fixed order; ``verify`` trains the same model in one
+process and compares. With fewer GPUs than replicas, one process runs all on streams of one GPU.
+Reading order: simulating, messages, modules, training, channels, rank, launching, together, reference, running,
+sections; coarsening and importing for modules of the user's; profiled for what layers cost here.
 """
 
 from typing import Any

@@ -6,6 +6,7 @@ in different orders cannot block each other: what blocks is only what the plan's
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from dataclasses import dataclass, field
@@ -15,14 +16,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from executors.pipeline.channels import Channels, Ordered, Tagged, clock_of
 from executors.pipeline.messages import Message, ranks, table
 from executors.pipeline.modules import dtype_of
 from executors.pipeline.training import Replica
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.problem import Plan, Problem
 from planners.pipeline.replay import ScheduledTask, schedule
+from profilers.harness import available_cpus, fixed_conditions
 
-__all__ = ["Done", "execute"]
+__all__ = ["Done", "execute", "note", "weights_of"]
+
+_YIELDING = 5
 
 
 @dataclass
@@ -44,7 +49,8 @@ class Done:
 class _Paced:
     """Stands in for a replica: sleeps as long as the plan predicts, and sends as many bytes."""
 
-    def __init__(self, problem: Problem, plan: Plan, stage: int) -> None:
+    def __init__(self, problem: Problem, plan: Plan, stage: int, device: str) -> None:
+        self.device = device
         self.into = [i for i, f in enumerate(plan.flows) if f.consumer == stage and f.bytes_per_sample]
         self.out = [i for i, f in enumerate(plan.flows) if f.producer == stage and f.bytes_per_sample]
         self.widths = {i: max(1, int(f.bytes_per_sample / 4)) for i, f in enumerate(plan.flows)}
@@ -59,25 +65,27 @@ class _Paced:
     def forward(self, first: int, last: int, received: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Sleep; activations of the right size."""
         time.sleep(self.seconds["F"])
-        return {i: torch.zeros(last - first, self.widths[i]) for i in self.out}
+        return {i: torch.zeros(last - first, self.widths[i], device=self.device) for i in self.out}
 
     def backward(self, first: int, last: int, received: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Sleep; gradients of the right size."""
         time.sleep(self.seconds["B"])
-        return {i: torch.zeros(last - first, self.widths[i]) for i in self.into}
+        return {i: torch.zeros(last - first, self.widths[i], device=self.device) for i in self.into}
 
 
 class _Worker:
-    def __init__(self, problem: Problem, plan: Plan, rank: int, group: Any) -> None:
-        self.problem, self.plan, self.group = problem, plan, group
+    def __init__(self, problem: Problem, plan: Plan, rank: int, group: Any, channels: Channels, device: str) -> None:
+        self.problem, self.plan, self.group, self.channels, self.device = problem, plan, group, channels, device
+        self.clock = clock_of(device)
+        self.marks: list[tuple[str, Any, Any, str]] = []
         self.stage, self.replica = ranks(plan)[rank]
         self.done = Done(self.stage, self.replica)
         self.mine = plan.stages[self.stage]
         self.messages = table(problem, plan)[rank]
         self.tasks = schedule(problem, plan)[self.stage]
         self.computes = problem.run.mode == "compute"
-        self.part: Replica | _Paced = (Replica(problem, plan, graph_of(problem), self.stage) if self.computes
-                                       else _Paced(problem, plan, self.stage))
+        self.part: Replica | _Paced = (Replica(problem, plan, graph_of(problem), self.stage, device) if self.computes
+                                       else _Paced(problem, plan, self.stage, device))
         self.dtype = dtype_of(problem) if self.computes else torch.float32
         self.patience = timedelta(seconds=problem.run.timeout_s)
         self.jitter = random.Random(problem.run.seed * 1009 + rank)
@@ -89,8 +97,9 @@ class _Worker:
         if isinstance(self.part, Replica):
             self.part.begin(number)
         self._post()
-        self.done.spans.append([])
+        self.marks = []
         dist.barrier()
+        self.clock.begin()
         in_flight = 0
         for t in self.tasks:
             if self.problem.run.jitter_s:
@@ -99,41 +108,42 @@ class _Worker:
             in_flight += (t.last - t.first) * (1 if t.kind == "F" else -1)
             self.done.peak_samples = max(self.done.peak_samples, in_flight)
         self._reduce()
+        self._update()
         for work, _ in self.sends:
             work.wait(self.patience)
         self.sends.clear()
-        self._update()
+        self.done.spans.append([(name, self.clock.settled(a), self.clock.settled(b), stream)
+                                for name, a, b, stream in self.marks])
+        if isinstance(self.part, Replica):
+            note(self.done, self.part)
 
     def _slice(self, t: ScheduledTask) -> tuple[int, int]:
         size = (t.last - t.first) // len(self.mine.devices)
         return t.first + self.replica * size, t.first + (self.replica + 1) * size
 
     def _post(self) -> None:
-        """Post every receive of the step, so that no sender waits for this rank to come to it."""
+        """Post every receive of the step in the order of samples, so that no sender waits for this rank."""
         for kind, flows, messages in (("F", self.part.into, self.messages.consumed),
                                       ("B", self.part.out, self.messages.produced)):
-            for (flow, _), mine in messages.items():
-                if flow not in flows:
-                    continue
-                for m in mine:
-                    peer = m.producer if kind == "F" else m.consumer
-                    buffer = torch.empty(m.last - m.first, self.part.columns(flow), dtype=self.dtype)
-                    self.waiting[kind, m.number] = dist.irecv(buffer, src=peer, tag=m.tag(kind)), buffer
+            mine = [m for (flow, _), some in messages.items() if flow in flows for m in some]
+            for m in sorted(mine, key=lambda m: m.first):
+                buffer = torch.empty(m.last - m.first, self.part.columns(m.flow), dtype=self.dtype, device=self.device)
+                self.waiting[kind, m.number] = self.channels.receive(m, kind, buffer), buffer
 
     def _task(self, t: ScheduledTask) -> None:
         first, last = self._slice(t)
         came, goes = ((self.messages.consumed, self.messages.produced) if t.kind == "F" else
                       (self.messages.produced, self.messages.consumed))
-        begun = time.perf_counter()
+        begun = self.clock.mark()
         flows = self.part.into if t.kind == "F" else self.part.out
         received = {i: self._gather(came[i, first], t.kind, first, last) for i in flows}
-        ready = time.perf_counter()
+        ready = self.clock.mark()
         made = (self.part.forward if t.kind == "F" else self.part.backward)(first, last, received)
-        ended = time.perf_counter()
+        ended = self.clock.mark()
         for i, packed in made.items():
             for m in goes[i, first]:
                 self._send(m, t.kind, packed[m.first - first:m.last - first])
-        self.done.spans[-1] += [("wait", begun, ready, "wait"), (f"{t.kind} {t.first}", ready, ended, "compute")]
+        self.marks += [("wait", begun, ready, "wait"), (f"{t.kind} {t.first}", ready, ended, "compute")]
 
     def _gather(self, messages: list[Message], kind: str, first: int, last: int) -> torch.Tensor:
         parts = []
@@ -146,35 +156,64 @@ class _Worker:
 
     def _send(self, m: Message, kind: str, packed: torch.Tensor) -> None:
         mine = packed.contiguous()
-        peer = m.consumer if kind == "F" else m.producer
-        self.sends.append((dist.isend(mine, dst=peer, tag=m.tag(kind)), mine))
+        self.sends.append((self.channels.send(m, kind, mine), mine))
         self.done.messages += 1
         self.done.sent_bytes += mine.numel() * mine.element_size()
 
     def _reduce(self) -> None:
-        begun = time.perf_counter()
+        begun = self.clock.mark()
         if not self.computes:
             time.sleep(self.mine.all_reduce_s * self.problem.run.time_scale)
         elif self.group is not None and isinstance(self.part, Replica):
             for p in self.part.module.parameters():
                 dist.all_reduce(p.grad, group=self.group)
         if self.group is not None or self.mine.all_reduce_s:
-            self.done.spans[-1].append(("all-reduce", begun, time.perf_counter(), "compute"))
+            self.marks.append(("all-reduce", begun, self.clock.mark(), "compute"))
 
     def _update(self) -> None:
-        if isinstance(self.part, Replica):
-            self.done.peak_bytes = self.part.peak_bytes
-            self.done.losses.append(self.part.loss)
-            if self.replica == 0:
-                self.done.gradients.append({k: g.float().numpy() for k, g in self.part.gradients().items()})
-            if self.part.optimizer is not None:
-                self.part.optimizer.step()
+        if isinstance(self.part, Replica) and self.part.optimizer is not None:
+            begun = self.clock.mark()
+            self.part.optimizer.step()
+            self.marks.append(("update", begun, self.clock.mark(), "compute"))
 
 
-def execute(problem: Problem, plan: Plan, rank: int, world: int) -> Done | None:
-    """This rank's part of the run; ``None`` if the plan does not use it. Every rank of the world must call it."""
-    torch.set_num_threads(1)
+def note(done: Done, part: Replica) -> None:
+    """What a run is judged by; copied when the step is over, so that no clock counts it."""
+    done.peak_bytes = part.peak_bytes
+    done.losses.append(float(part.loss))
+    if done.replica == 0:
+        done.gradients.append({k: g.float().cpu().numpy() for k, g in part.gradients().items()})
+
+
+def weights_of(part: Replica) -> dict[str, Any]:
+    """Weights by 'operator/parameter'."""
+    return {name: p.detach().float().cpu().numpy() for name, p in part.module.names()}
+
+
+def execute(problem: Problem, plan: Plan, rank: int, *, device: str = "cpu", neighbours: int | None = None,
+            ordered: bool = False) -> Done | None:
+    """This rank's part of the run; ``None`` if the plan does not use it. Every rank of the world must call it.
+
+    One thread, and the allocator as while measuring; with a CPU for every rank of this machine (``neighbours``), each
+    keeps to its own. ``ordered`` matches messages by their order, as NCCL needs it.
+    """
+    if device != "cpu":
+        torch.cuda.set_device(device)
+        return _execute(problem, plan, rank, device=device, ordered=ordered)
+    cpus = available_cpus()
+    here = dist.get_world_size() if neighbours is None else neighbours
+    with fixed_conditions(threads=1):
+        own = {cpus[rank % here]} if here <= len(cpus) else set(cpus)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, own)
+            # Of this thread alone: gloo's own threads, made before, then need not wait for a time slice to pass.
+            os.setpriority(os.PRIO_PROCESS, 0, _YIELDING)
+        return _execute(problem, plan, rank, device=device, ordered=ordered)
+
+
+def _execute(problem: Problem, plan: Plan, rank: int, *, device: str, ordered: bool) -> Done | None:
     places = ranks(plan)
+    channels = Ordered(table(problem, plan)) if ordered else Tagged()
     group = None
     for x, s in enumerate(plan.stages):
         if len(s.devices) > 1:
@@ -182,7 +221,7 @@ def execute(problem: Problem, plan: Plan, rank: int, world: int) -> Done | None:
             made = dist.new_group(members)
             if rank in members:
                 group = made
-    worker = _Worker(problem, plan, rank, group) if rank < len(places) else None
+    worker = _Worker(problem, plan, rank, group, channels, device) if rank < len(places) else None
     for number in range(problem.run.steps):
         if worker is not None:
             worker.step(number)
@@ -190,7 +229,5 @@ def execute(problem: Problem, plan: Plan, rank: int, world: int) -> Done | None:
             dist.barrier()
     dist.barrier()
     if worker is not None and isinstance(worker.part, Replica) and worker.replica == 0:
-        worker.done.weights = {f"{worker.part.graph.operators[int(v)].name}/{name}": p.detach().float().numpy()
-                               for v, module in worker.part.module.operators.items()
-                               for name, p in module.named_parameters()}
+        worker.done.weights = weights_of(worker.part)
     return None if worker is None else worker.done

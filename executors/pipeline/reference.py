@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from executors.pipeline.modules import StageModule, data_of, target_of
+from executors.pipeline.modules import StageModule, sliced, target_of
 from executors.pipeline.training import loss_of, optimizer_of
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.problem import Plan, Problem
@@ -42,44 +42,39 @@ def adds_alike(problem: Problem, plan: Plan) -> bool:
     return True
 
 
-def train(problem: Problem, plan: Plan) -> Reference:
-    """All steps of the run in this process."""
+def train(problem: Problem, plan: Plan, *, device: str = "cpu") -> Reference:
+    """All steps of the run in this process, on one device."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _train(problem, plan)
+        return _train(problem, plan, device)
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(problem: Problem, plan: Plan) -> Reference:
+def _train(problem: Problem, plan: Plan, device: str) -> Reference:
     graph = graph_of(problem)
     number = {o.name: v for v, o in enumerate(graph.operators)}
     # Stage after stage, so that autograd meets the consumers of a tensor in the order of the stages.
     order = [v for s in plan.stages for v in sorted(number[name] for name in s.operators)]
     last = [v for v in range(len(graph)) if not graph.read_by[v]]
-    model = StageModule(problem, graph, order, last)
+    model = StageModule(problem, graph, order, last, device)
     optimizer = optimizer_of(problem, model.parameters())
     size = plan.stages[0].micro_batch_samples if adds_alike(problem, plan) else problem.batch_samples
     gradients = []
     for step in range(problem.run.steps):
-        made = {v: data_of(problem, graph, v, step) for v in order}
-        data = {v: t for v, t in made.items() if t is not None}
-        targets = {v: target_of(problem, graph, v, step) for v in last}
+        data = model.data(problem, step, device)
+        targets = {v: target_of(problem, graph, v, step).to(device) for v in last}
         for p in model.parameters():
             p.grad = None
         for first in range(0, problem.batch_samples, size):
             mine = slice(first, first + size)
-            outputs = model({}, {v: t[mine] for v, t in data.items()})
+            outputs = model({}, sliced(data, first, first + size))
             losses = [loss_of(o, targets[v][mine], problem.batch_samples) for v, o in zip(last, outputs, strict=True)]
             torch.autograd.backward(losses)
-        gradients.append({name: p.grad.detach().float().numpy().copy() for name, p in _named(model)
+        gradients.append({name: p.grad.detach().float().cpu().numpy().copy() for name, p in model.names()
                           if p.grad is not None})
         if optimizer is not None:
             optimizer.step()
-    return Reference(gradients, {name: p.detach().float().numpy() for name, p in _named(model)})
+    return Reference(gradients, {name: p.detach().float().cpu().numpy() for name, p in model.names()})
 
-
-def _named(model: StageModule) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(f"{model.graph.operators[int(v)].name}/{name}", p)
-            for v, module in model.operators.items() for name, p in module.named_parameters()]

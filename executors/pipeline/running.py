@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from executors.pipeline.launching import Launch
+from executors.pipeline.launching import Launch, in_job, rank_in_job, run_as_rank
 from planners.pipeline.problem import Plan, Problem
 from planners.pipeline.replay import schedule
-from workbench.errors import NotBuilt
+from workbench.errors import SpecError
 from workbench.outcome import Metric, Outcome
 from workbench.plan import Violation
 from workbench.timeline import Span, Timeline
@@ -24,22 +24,49 @@ if TYPE_CHECKING:
 __all__ = ["outcome_of", "run", "verify"]
 
 # Largest difference allowed, as a share of a tensor's largest gradient, when sums are taken in another order.
+_SLACK = 1e-6
 _ROUNDING = {"fp32": 1e-5, "bf16": 5e-2}
 
 
 def run(problem: Problem, plan: Plan, *, device: str) -> Outcome:
-    """Train ``problem.run.steps`` mini-batches, one process a stage replica.
+    """Train ``problem.run.steps`` mini-batches, one rank a stage replica.
+
+    The ranks are those of the job this process belongs to, else local processes; on a machine with fewer GPUs than
+    the plan has replicas, streams of this process on one GPU. ``auto`` is the GPU where there is one.
 
     Raises:
-        NotBuilt: ``device`` is neither the CPU nor ``auto``, which means the CPU here.
+        SpecError: there is no such device here, or the job is too small for the plan.
         WorkbenchError: a rank died or failed.
     """
-    if device not in ("cpu", "auto"):
-        raise NotBuilt("the pipeline executor runs on the CPU (gloo) only", next_command="wb run pipeline --device cpu")
-    return outcome_of(problem, plan, Launch([(problem, plan)]).run()[0])
+    on = _device(device)
+    if in_job():
+        return outcome_of(problem, plan, run_as_rank(problem, plan, device=on), device=on)
+    if on == "cuda" and _gpus() < sum(len(s.devices) for s in plan.stages):
+        if problem.run.mode == "paced":
+            raise SpecError("paced runs need a process for every stage replica", where="run.mode",
+                            next_command="wb run pipeline --device cpu")
+        from executors.pipeline.together import execute_together
+
+        return outcome_of(problem, plan, execute_together(problem, plan, "cuda"), device=on)
+    return outcome_of(problem, plan, Launch([(problem, plan)], device=on).run()[0], device=on)
 
 
-def outcome_of(problem: Problem, plan: Plan, parts: Sequence[Done]) -> Outcome:
+def _gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
+
+
+def _device(name: str) -> str:
+    if name not in ("auto", "cpu", "cuda"):
+        raise SpecError(f"no device is called {name!r}", where="--device", allowed=["auto", "cpu", "cuda"])
+    if name == "cuda" and not _gpus():
+        raise SpecError("there is no GPU that PyTorch can use", where="--device", allowed=["auto", "cpu"],
+                        next_command="wb doctor")
+    return name if name != "auto" else "cuda" if _gpus() else "cpu"
+
+
+def outcome_of(problem: Problem, plan: Plan, parts: Sequence[Done], *, device: str = "cpu") -> Outcome:
     """What the ranks brought back as metrics, spans of the last step, counters and tables."""
     took = [max(end for p in parts for _, _, end, _ in p.spans[k]) - min(start for p in parts
                                                                          for _, start, _, _ in p.spans[k])
@@ -60,6 +87,8 @@ def outcome_of(problem: Problem, plan: Plan, parts: Sequence[Done]) -> Outcome:
                   stream=stream, name=name, start_s=start - begin, end_s=end - begin)
              for p in parts for name, start, end, stream in p.spans[-1]]
     counters = {"messages": float(sum(p.messages for p in parts)), "bytes": float(sum(p.sent_bytes for p in parts))}
+    if device == "cuda":
+        counters["gpu"] = 1.0
     for p in parts:
         counters[f"peak samples/stage {p.stage}.{p.replica}"] = float(p.peak_samples)
         if problem.run.mode == "compute":
@@ -84,9 +113,12 @@ def _tensors(parts: Sequence[Done]) -> pd.DataFrame:
 
 
 def verify(problem: Problem, plan: Plan, outcome: Outcome) -> list[Violation]:
-    """Gradients of every step and final weights against one process; peaks and messages against the plan."""
-    found = list(_peaks(problem, plan, outcome))
-    if problem.run.mode == "compute":
+    """Gradients of every step and final weights against one process; peaks, held bytes and messages against the plan.
+
+    Among ranks of a job the first one compares gradients for all.
+    """
+    found = [*_peaks(problem, plan, outcome), *_held(problem, plan, outcome)]
+    if problem.run.mode == "compute" and not rank_in_job():
         found += _numbers(problem, plan, outcome)
     return found
 
@@ -111,11 +143,24 @@ def _peaks(problem: Problem, plan: Plan, outcome: Outcome) -> Iterator[Violation
                                 detail=f"held {samples:g} samples, the plan says {s.in_flight_samples}")
 
 
+def _held(problem: Problem, plan: Plan, outcome: Outcome) -> Iterator[Violation]:
+    """What autograd kept at a stage's peak, counted tensor by tensor, is what the plan reserved or less."""
+    for x, s in enumerate(plan.stages):
+        reserved = s.in_flight_samples / len(s.devices) * s.saved_bytes_per_sample
+        for r in range(len(s.devices)):
+            where = f"stage {x}.{r}"
+            held = outcome.counters.get(f"peak held bytes/{where}", 0.0)
+            if held > reserved * (1 + _SLACK):
+                yield Violation(rule="memory", where=where, detail=f"held {held:g} bytes of activations, the plan "
+                                f"reserves {reserved:g}; saved_bytes_per_sample of its operators is too low")
+
+
 def _numbers(problem: Problem, plan: Plan, outcome: Outcome) -> Iterator[Violation]:
     from executors.pipeline.reference import adds_alike, train
 
-    exact = adds_alike(problem, plan)
-    wanted = train(problem, plan)
+    on_gpu = bool(outcome.counters.get("gpu"))
+    exact = adds_alike(problem, plan) and not on_gpu
+    wanted = train(problem, plan, device="cuda" if on_gpu else "cpu")
     reference: dict[tuple[int, str], Any] = {(k, name): value for k, step in enumerate(wanted.gradients)
                                              for name, value in step.items()}
     reference |= {(-1, name): value for name, value in wanted.weights.items()}

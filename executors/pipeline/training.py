@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from executors.pipeline.modules import StageModule, data_of, sample_shape, target_of
+from executors.pipeline.modules import Data, StageModule, sample_shape, sliced, target_of
 from planners.pipeline.graph import OperatorGraph
 from planners.pipeline.problem import Plan, Problem
 
-__all__ = ["Replica", "loss_of", "optimizer_of"]
+__all__ = ["Replica", "loss_of", "optimizer_for", "optimizer_of"]
 
 
 def loss_of(output: torch.Tensor, target: torch.Tensor, batch: int) -> torch.Tensor:
@@ -26,12 +26,15 @@ def loss_of(output: torch.Tensor, target: torch.Tensor, batch: int) -> torch.Ten
 
 def optimizer_of(problem: Problem, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
     """The problem's optimizer; ``None`` for a stage without parameters."""
-    mine, rate = list(parameters), problem.run.learning_rate
-    if not mine:
-        return None
-    if problem.optimizer == "adam":
-        return torch.optim.Adam(mine, lr=rate, foreach=False)
-    return torch.optim.SGD(mine, lr=rate, momentum=0.9 if problem.optimizer == "momentum" else 0.0, foreach=False)
+    mine = list(parameters)
+    return optimizer_for(problem.optimizer, mine, rate=problem.run.learning_rate) if mine else None
+
+
+def optimizer_for(kind: str, parameters: list[torch.nn.Parameter], *, rate: float) -> torch.optim.Optimizer:
+    """An optimizer that updates one tensor after the other."""
+    if kind == "adam":
+        return torch.optim.Adam(parameters, lr=rate, foreach=False)
+    return torch.optim.SGD(parameters, lr=rate, momentum=0.9 if kind == "momentum" else 0.0, foreach=False)
 
 
 @dataclass(slots=True)
@@ -45,8 +48,8 @@ class _Held:
 class Replica:
     """One replica of one stage in compute mode; tensors of a flow are packed side by side, [samples, columns]."""
 
-    def __init__(self, problem: Problem, plan: Plan, graph: OperatorGraph, stage: int) -> None:
-        self.problem, self.graph = problem, graph
+    def __init__(self, problem: Problem, plan: Plan, graph: OperatorGraph, stage: int, device: str = "cpu") -> None:
+        self.problem, self.graph, self.device = problem, graph, device
         number = {o.name: v for v, o in enumerate(graph.operators)}
         owner = {number[name]: x for x, s in enumerate(plan.stages) for name in s.operators}
         mine = sorted(v for v, x in owner.items() if x == stage)
@@ -59,13 +62,13 @@ class Replica:
                           key=lambda i: plan.flows[i].consumer)
         self.last = [v for v in mine if not graph.read_by[v]]
         self.wanted = sorted({u for i in self.out for u in self.carried[i]} | set(self.last))
-        self.module = StageModule(problem, graph, mine, self.wanted)
+        self.module = StageModule(problem, graph, mine, self.wanted, device)
         self.optimizer = optimizer_of(problem, self.module.parameters())
-        self.weights = {p.untyped_storage().data_ptr() for p in self.module.parameters()}
+        self.weights = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
         self.held: dict[int, _Held] = {}
         self.held_bytes = self.peak_bytes = 0
-        self.loss = 0.0
-        self.data: dict[int, torch.Tensor] = {}
+        self.loss: torch.Tensor | float = 0.0
+        self.data: dict[int, Data] = {}
         self.targets: dict[int, torch.Tensor] = {}
 
     def columns(self, flow: int) -> int:
@@ -75,9 +78,8 @@ class Replica:
     def begin(self, step: int) -> None:
         """Make the step's data."""
         self.loss = 0.0
-        made = {v: data_of(self.problem, self.graph, v, step) for v in self.module.numbers}
-        self.data = {v: t for v, t in made.items() if t is not None}
-        self.targets = {v: target_of(self.problem, self.graph, v, step) for v in self.last}
+        self.data = self.module.data(self.problem, step, self.device)
+        self.targets = {v: target_of(self.problem, self.graph, v, step).to(self.device) for v in self.last}
         for p in self.module.parameters():
             p.grad = None
 
@@ -101,12 +103,12 @@ class Replica:
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            outputs = self.module(leaves, {v: t[first:last] for v, t in self.data.items()})
+            outputs = self.module(leaves, sliced(self.data, first, last))
         by_number = dict(zip(self.wanted, outputs, strict=True))
         losses = [loss_of(by_number[v], self.targets[v][first:last], self.problem.batch_samples) for v in self.last]
         loss = torch.stack(losses).sum() if losses else None
         if loss is not None:
-            self.loss += float(loss.detach())
+            self.loss = self.loss + loss.detach()
         self.held[first] = _Held(leaves, outputs, loss, sum(storages.values()))
         self.held_bytes += self.held[first].bytes
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
@@ -139,6 +141,4 @@ class Replica:
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Weight gradients by 'operator/parameter' (copies)."""
-        return {f"{self.graph.operators[int(v)].name}/{name}": p.grad.detach().clone()
-                for v, module in self.module.operators.items() for name, p in module.named_parameters()
-                if p.grad is not None}
+        return {name: p.grad.detach().clone() for name, p in self.module.names() if p.grad is not None}

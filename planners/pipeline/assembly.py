@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planners.pipeline.clock import Link, StageGraph, iteration_s
+from planners.pipeline.clock import Link, StageGraph, iteration_s, least_s
 from planners.pipeline.graph import bits
 from planners.pipeline.placing import place, together
 from planners.pipeline.pricing import Prices, ring_s, transfer_s
@@ -35,6 +36,8 @@ class Candidate:
     draft: Draft
     devices: tuple[tuple[int, ...], ...]
     graph: StageGraph
+    all_reduce_s: tuple[float, ...]
+    update_s: tuple[float, ...]
     held: tuple[int, ...]
     memory_bytes: tuple[float, ...]
     flows: tuple[Flow, ...]
@@ -80,19 +83,21 @@ def _first(mask: int) -> int:
     return (mask & -mask).bit_length() - 1
 
 
-def candidate(prices: Prices, found: Draft) -> Candidate | None:
-    """The draft placed and simulated; ``None`` when some stage does not fit its memory."""
+def candidate(prices: Prices, found: Draft, *, below: float = math.inf) -> Candidate | None:
+    """The draft placed and simulated; ``None`` when some stage does not fit its memory, or it is sure to take
+    ``below`` seconds or longer."""
     cluster, batch = prices.cluster, prices.problem.batch_samples
     stages = found.stages
     devices = place([s.replicas for s in stages], found.flows, cluster)
     blocking = prices.problem.transfers == "blocking"
-    forward, backward, reduce, links, flows = [], [], [], [], []
+    forward, backward, reduce, update, links, flows = [], [], [], [], [], []
     for s, mine in zip(stages, devices, strict=True):
         f, g = prices.compute_s(s.mask, s.micro, s.replicas)
         forward.append(f)
         backward.append(g)
         ring = cluster.inside if together(mine, cluster) else cluster.between
         reduce.append(ring_s(prices.sums(s.mask).weight_bytes, s.replicas, ring))
+        update.append(prices.sums(s.mask).update_s)
     for (u, v), size in found.flows.items():
         near = together((*devices[u], *devices[v]), cluster)
         link = cluster.inside if near else cluster.between
@@ -105,12 +110,16 @@ def candidate(prices: Prices, found: Draft) -> Candidate | None:
             there = back = 0.0
         links.append(Link(u, v, there, back))
         flows.append(Flow(producer=u, consumer=v, bytes_per_sample=size, link="inside" if near else "between"))
-    graph = StageGraph(batch, [s.micro for s in stages], list(found.turns), forward, backward, reduce, links)
+    graph = StageGraph(batch, [s.micro for s in stages], list(found.turns), forward, backward,
+                       [a + b for a, b in zip(reduce, update, strict=True)], links)
     held = graph.held()
     memory = tuple(prices.memory_bytes(s.mask, i, s.replicas) for s, i in zip(stages, held, strict=True))
     if any(m > cluster.memory_bytes * (1 + 1e-12) for m in memory):
         return None
-    return Candidate(found, tuple(devices), graph, tuple(held), memory, tuple(flows), iteration_s(graph, held))
+    if below < math.inf and least_s(graph) >= below:
+        return None
+    return Candidate(found, tuple(devices), graph, tuple(reduce), tuple(update), tuple(held), memory, tuple(flows),
+                     iteration_s(graph, held))
 
 
 def assemble(prices: Prices, best: Candidate, *, bound: float | None, planner: str, status: Status, seconds: float,
@@ -123,11 +132,12 @@ def assemble(prices: Prices, best: Candidate, *, bound: float | None, planner: s
         stages.append(Stage(
             operators=tuple(prices.graph.operators[v].name for v in bits(s.mask)), devices=best.devices[x],
             micro_batch_samples=s.micro, forwards_per_turn=best.draft.turns[x], in_flight_samples=best.held[x],
-            forward_s=graph.forward_s[x], backward_s=graph.backward_s[x], all_reduce_s=graph.all_reduce_s[x],
-            weight_bytes=sums.weight_bytes, saved_bytes_per_sample=sums.saved_bytes + sums.received,
+            forward_s=graph.forward_s[x], backward_s=graph.backward_s[x], update_s=best.update_s[x],
+            all_reduce_s=best.all_reduce_s[x], weight_bytes=sums.weight_bytes,
+            saved_bytes_per_sample=sums.saved_bytes + sums.received,
             memory_bytes=best.memory_bytes[x]))
-    slowest = max((s.forward_s + s.backward_s) / s.micro_batch_samples + s.all_reduce_s / problem.batch_samples
-                  for s in stages)
+    slowest = max((s.forward_s + s.backward_s) / s.micro_batch_samples
+                  + (s.all_reduce_s + s.update_s) / problem.batch_samples for s in stages)
     certificate = Certificate(
         objective=best.iteration_s, bound=None if bound is None else min(bound, best.iteration_s), sense="min",
         unit="s", status=status, planner=planner, seconds=seconds)

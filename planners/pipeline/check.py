@@ -178,8 +178,8 @@ def _times(problem: Problem, plan: Plan, played: Replay) -> Iterator[Violation]:
     c, took = plan.certificate, played.run.makespan_s
     if not _close(took, plan.iteration_s):
         yield Violation(rule="iteration", where="plan", detail=f"claims {plan.iteration_s:.9g} s, takes {took:.9g} s")
-    slowest = max((s.forward_s + s.backward_s) / s.micro_batch_samples + s.all_reduce_s / problem.batch_samples
-                  for s in plan.stages)
+    slowest = max((s.forward_s + s.backward_s) / s.micro_batch_samples
+                  + (s.all_reduce_s + s.update_s) / problem.batch_samples for s in plan.stages)
     if not _close(slowest, plan.bottleneck_s_per_sample):
         yield Violation(rule="bottleneck", where="plan",
                         detail=f"claims {plan.bottleneck_s_per_sample:.9g} s a sample, has {slowest:.9g}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from planners.pipeline.inflight import held_by_all, order
 
-__all__ = ["Link", "StageGraph", "iteration_s"]
+__all__ = ["Link", "StageGraph", "iteration_s", "least_s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class StageGraph:
-    """Stages in topological order with the times of one micro-batch."""
+    """Stages in topological order with the times of one micro-batch, and of all-reduce and update at the end."""
 
     batch: int
     micro: Sequence[int]
     turn: Sequence[int]
     forward_s: Sequence[float]
     backward_s: Sequence[float]
-    all_reduce_s: Sequence[float]
+    at_end_s: Sequence[float]
     links: Sequence[Link]
 
     def held(self) -> list[int]:
@@ -45,8 +45,25 @@ class StageGraph:
         return held_by_all(self.micro, self.turn, after, self.batch)
 
 
+def least_s(graph: StageGraph) -> float:
+    """No schedule of these stages is faster: some stage's first micro-batch comes through those before it, the stage
+    does all its work, and its last gradients go back to the first stages."""
+    n = len(graph.micro)
+    come, leave = [0.0] * n, list(graph.at_end_s)
+    for link in sorted(graph.links, key=lambda link: (link.consumer, link.producer)):
+        u, v = link.producer, link.consumer
+        # Forward of as many of the producer's micro-batches as the consumer's first one needs.
+        first = -(-graph.micro[v] // graph.micro[u]) * graph.forward_s[u]
+        come[v] = max(come[v], come[u] + first + link.forward_s)
+        # The producer's last gradients come with the consumer's last micro-batch.
+        last = max(1, graph.micro[v] // graph.micro[u]) * graph.backward_s[u]
+        leave[v] = max(leave[v], link.backward_s + last + leave[u])
+    return max(come[x] + graph.batch // graph.micro[x] * (graph.forward_s[x] + graph.backward_s[x]) + leave[x]
+               for x in range(n))
+
+
 def iteration_s(graph: StageGraph, held: Sequence[int]) -> float:
-    """Seconds from the first forward to the last all-reduce; infinite when the orders wait on each other."""
+    """Seconds from the first forward to the last weight update; infinite when the orders wait on each other."""
     n = len(graph.micro)
     orders = [order(graph.batch, graph.micro[x], graph.turn[x], held[x]) for x in range(n)]
     into: list[list[tuple[list[float], int]]] = [[] for _ in range(n)]
@@ -91,4 +108,4 @@ def iteration_s(graph: StageGraph, held: Sequence[int]) -> float:
         awake.extend(y for y in rouse if at[y] < len(orders[y]))
     if any(at[x] < len(orders[x]) for x in range(n)):
         return float("inf")
-    return max(now[x] + graph.all_reduce_s[x] for x in range(n))
+    return max(now[x] + graph.at_end_s[x] for x in range(n))

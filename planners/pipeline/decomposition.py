@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from planners.pipeline.graph import OperatorGraph, bits
+from planners.pipeline.layers import measured_by_layer
 
 __all__ = ["Node", "decompose", "is_series_parallel"]
 
@@ -128,7 +129,8 @@ class _Kinds:
             o = self.graph.operators[v]
             around.append((tuple(sorted(o.forward_s.items())), tuple(sorted(o.backward_s.items())),
                            o.forward_s_per_sample, o.backward_s_per_sample, o.kernels, o.weight_bytes,
-                           o.saved_bytes_per_sample, o.output_bytes_per_sample, o.source))
+                           o.saved_bytes_per_sample, o.output_bytes_per_sample, o.source,
+                           o.layer if measured_by_layer(o) else None))
             around.append(tuple(sorted((0, place[u], size) if u in place else (1, u, size)
                                        for u, size in self.graph.reads[v])))
             around.append(tuple(sorted((0, place[w], size) if w in place else (1, w, size)

@@ -1,4 +1,4 @@
-"""Operator graphs from files: dnn-partitioning's and Piper's JSON, and a plain TOML or JSON form.
+"""Operator graphs from files: dnn-partitioning's and Piper's JSON, a plain TOML or JSON form, and ``nn.Module``s.
 
 dnn-partitioning (training graphs): a sample is one mini-batch of the profile; a forward node takes the backward nodes
 of its colour class; ``size`` counts as weights. Piper: the options without tensor parallelism or recomputation;
@@ -8,29 +8,27 @@ of its colour class; ``size`` counts as weights. Piper: the options without tens
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Annotated, Any
-
-from annotated_types import MinLen
+from typing import Any
 
 from planners.pipeline.graph import OperatorGraph, build
 from planners.pipeline.models import generate
-from planners.pipeline.problem import Edge, FileModel, Model, Operator, Problem
-from workbench.errors import TraceError
-from workbench.spec import about, parse, read_toml, spec
+from planners.pipeline.problem import Edge, FileModel, Model, ModuleModel, Operator, PlainGraph, Problem
+from workbench.errors import SpecError, TraceError
+from workbench.spec import content_id, dump, parse, read_toml
 
-__all__ = ["graph_of", "load"]
+__all__ = ["graph_of", "imported", "load"]
 
 _FORWARD_SHARE = 1 / 3
 
 
-@spec
-class PlainGraph:
-    """The plain form: the same ``operators`` and ``edges`` as in a problem."""
-
-    operators: Annotated[tuple[Operator, ...], MinLen(1)] = about("The operators.")
-    edges: tuple[Edge, ...] = about("Which operator reads which.", default=())
+_IMPORTER = "executors.pipeline.importing"
 
 
 def graph_of(problem: Problem) -> OperatorGraph:
@@ -43,6 +41,8 @@ def graph_of(problem: Problem) -> OperatorGraph:
         return build(problem.operators, problem.edges)
     if isinstance(problem.model, Model):
         return build(*generate(problem.model), where=f"model {problem.model.family}")
+    if isinstance(problem.model, ModuleModel):
+        return build(*load(FileModel(path=str(imported(problem.model)), format="plain")), where=problem.model.module)
     return build(*load(problem.model), where=problem.model.path)
 
 
@@ -64,6 +64,65 @@ def load(source: FileModel) -> tuple[list[Operator], list[Edge]]:
         return read(data, source.time_unit_s)
     except (KeyError, TypeError, IndexError) as error:
         raise TraceError(f"not a {source.format} graph: {type(error).__name__} {error}", where=str(path)) from None
+
+
+def imported(model: ModuleModel) -> Path:
+    """The graph file of a module: a kept one, or made now by a process of its own, which may load torch.
+
+    Raises:
+        SpecError: there is no such file or package; the module cannot be imported, exported or cut.
+    """
+    from traces.registry import cache_folder
+
+    source = _source_file(model.module)
+    code = hashlib.sha256(source.read_bytes()).hexdigest()
+    name = content_id({"model": dump(model), "code": code, "torch": _version("torch")})
+    path = cache_folder() / "pipeline-modules" / f"{name}.json"
+    if not path.exists():
+        asked = json.dumps(dump(model))
+        done = subprocess.run([sys.executable, "-m", _IMPORTER, str(path)], input=asked, text=True, capture_output=True)
+        if done.returncode:
+            fault = _fault(done)
+            raise SpecError(f"{model.module} was not imported: {fault['message']}", where="model.module",
+                            hint=fault["hint"], next_command="wb schema pipeline")
+    return path
+
+
+def _fault(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What the importer says on its last line, or the end of what it printed when it broke."""
+    try:
+        said: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return {"message": said["message"], "hint": said["hint"]}
+    except (IndexError, ValueError, KeyError, TypeError):
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return {"message": lines[-1], "hint": "\n".join(lines[-12:-1]) or None}
+
+
+def _source_file(reference: str) -> Path:
+    place, colon, name = reference.partition(":")
+    if not colon or not name:
+        raise SpecError(f"{reference!r} names no function", where="model.module",
+                        allowed=["FILE.py:NAME", "PACKAGE.MODULE:NAME"])
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise SpecError(f"there is no file {place}", where="model.module")
+        return Path(place)
+    try:
+        found = importlib.util.find_spec(place)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or found.origin is None:
+        raise SpecError(f"there is no module {place!r}", where="model.module",
+                        hint="a file is given with its ending: FILE.py:NAME")
+    return Path(found.origin)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise SpecError(f"importing a module needs {package}, which is not installed", where="model.module",
+                        hint="the extra 'run' has it", next_command="wb doctor") from None
 
 
 def _locate(name: str) -> Path:

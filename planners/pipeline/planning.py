@@ -31,6 +31,7 @@ PLANNERS: Mapping[str, str] = {
     "data-parallel": "baseline: the whole model on every device",
 }
 _LARGEST_RATIO = 4
+_TOLERANCE = 1e-9
 
 
 def priced(problem: Problem, costs: CostModel) -> tuple[Prices, Node]:
@@ -65,9 +66,11 @@ def plan(problem: Problem, costs: CostModel, *, planner: str = "graph", solver: 
     _search(planner, ranking, root)
     if ranking.best is None:
         raise _no_plan(prices, planner)
-    return assemble(prices, ranking.best, bound=iteration_bound(prices), planner=planner,
-                    status="feasible" if planner.startswith("graph") else "heuristic",
-                    seconds=time.perf_counter() - start, candidates=ranking.tried)
+    bound = iteration_bound(prices)
+    proven = bound >= ranking.best.iteration_s * (1 - _TOLERANCE)
+    return assemble(prices, ranking.best, bound=bound, planner=planner, seconds=time.perf_counter() - start,
+                    status="optimal" if proven else "feasible" if planner.startswith("graph") else "heuristic",
+                    candidates=ranking.tried)
 
 
 def _search(planner: str, ranking: Ranking, root: Node) -> None:

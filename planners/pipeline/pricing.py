@@ -1,9 +1,10 @@
 """What a set of operators costs as a stage: compute by local batch, transfers, all-reduce, memory.
 
-    TPS(S, b, d) = max( [f(b/d) + g(b/d)] / b, bytes in / b, bytes out / b ) + all_reduce(W, d) / B      overlapped
-with the transfers added to the compute when they block. f and g come from tables or kernels at the *local* batch b/d;
-seconds a sample are multiplied only where the source knows nothing else. A backward gemm is two gemms (gradients of
-input and of weight). all_reduce is a ring: 2(d-1)(alpha + W/(d beta)). Replicas take equal slices, so d divides b.
+    TPS(S, b, d) = max( [f(b/d) + g(b/d)] / b, bytes in / b, bytes out / b ) + [all_reduce(W, d) + update(W)] / B
+with the transfers added to the compute when they block (not overlapped). f and g come from tables, kernels or whole
+layers at the *local* batch b/d; seconds a sample are multiplied only where the source knows nothing else. A gemm's
+backward is two gemms (gradients of input and of weight). all_reduce is a ring: 2(d-1)(alpha + W/(d beta)); update is
+known of measured layers only. Replicas take equal slices, so d divides b.
     memory(S, i, d) = W (2 + optimizer copies) + (i/d)(saved + received bytes) + workspace
 While the neighbours of a stage are unknown, links are taken to be the slow ones unless one machine holds all devices.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from planners.pipeline import layers
 from planners.pipeline.graph import OperatorGraph, bits
 from planners.pipeline.problem import Cluster, Kernel, LinkRate, Operator, Problem
 from workbench.costs import SOURCES, CostModel, CountedCosts, Floats, Source
@@ -68,7 +70,9 @@ class Prices:
         self.column = {n: i for i, n in enumerate(self.local)}
         self._counted = CountedCosts(self.costs)
         self._priced: dict[tuple[object, ...], tuple[Floats, Floats, np.ndarray]] = {}
-        rows = [self._times(o) for o in self.graph.operators]
+        self._asked_before: dict[tuple[object, ...], tuple[Floats, np.ndarray]] = {}
+        rows = [self._times(v) for v in range(len(self.graph))]
+        self.update = [self._update_s(o) for o in self.graph.operators]
         self.forward = np.array([r[0] for r in rows])
         self.backward = np.array([r[1] for r in rows])
         self.ranks = np.array([r[2] for r in rows])
@@ -96,6 +100,7 @@ class Prices:
                 forward=self.forward[rows].sum(axis=0), backward=self.backward[rows].sum(axis=0),
                 weight_bytes=sum(o.weight_bytes for o in operators),
                 saved_bytes=sum(o.saved_bytes_per_sample for o in operators),
+                update_s=sum(self.update[v] for v in rows),
                 received=self.graph.received(mask), sent=self.graph.sent(mask))
         return found
 
@@ -130,7 +135,8 @@ class Prices:
             come = transfer_s(sums.received * micro / d, self.edge_link)
             leave = transfer_s(sums.sent * micro / d, self.edge_link)
             busy = max(compute, come, leave) if self.problem.transfers == "overlapped" else compute + come + leave
-            seconds = busy / micro + ring_s(sums.weight_bytes, d, self.ring_link(d)) / self.problem.batch_samples
+            once = ring_s(sums.weight_bytes, d, self.ring_link(d)) + sums.update_s
+            seconds = busy / micro + once / self.problem.batch_samples
             most = self.problem.batch_samples if not each else min(self.problem.batch_samples, int(free * d / each))
             if most < micro:
                 continue
@@ -146,7 +152,10 @@ class Prices:
         total = sum(seconds.values())
         return {s: t / total for s, t in seconds.items() if t} if total else {"analytic": 1.0}
 
-    def _times(self, o: Operator) -> tuple[Floats, Floats, np.ndarray]:
+    def _times(self, v: int) -> tuple[Floats, Floats, np.ndarray]:
+        o = self.graph.operators[v]
+        if layers.measured_by_layer(o):
+            return self._layer(v, np.array(self.local, dtype=float))
         key = (tuple(sorted(o.forward_s.items())), tuple(sorted(o.backward_s.items())), o.forward_s_per_sample,
                o.backward_s_per_sample, o.kernels, o.source)
         if key not in self._priced:
@@ -181,6 +190,41 @@ class Prices:
                     seconds += k.count * found
                     ranks = np.maximum(ranks, rank)
         return forward, backward, ranks
+
+    def _layer(self, v: int, local: Floats) -> tuple[Floats, Floats, np.ndarray]:
+        """Forward and backward of a whole layer, from its own tables."""
+        o, ranks = self.graph.operators[v], np.zeros(len(local), dtype=np.int8)
+        found = layers.calls(self.graph, v, self.problem.run.dtype)
+        if found is None:
+            raise MissingProfile(f"operator {o.name!r} was imported without times or kernels", keys=[o.name],
+                                 hint='measure its layers: measure = "cpu" beside module in [model]')
+        both = []
+        for mine in found:
+            seconds = np.zeros(len(local))
+            for call in mine:
+                got, rank = self._asked(call, call.each * local)
+                seconds += got
+                ranks = np.maximum(ranks, rank)
+            both.append(seconds)
+        return both[0], both[1], ranks
+
+    def _update_s(self, o: Operator) -> float:
+        if not layers.measured_by_layer(o) or not o.weight_bytes:
+            return 0.0
+        call = layers.update_call(self.problem.optimizer, self.problem.run.dtype, o)
+        return float(self._asked(call, np.array([call.each]))[0][0])
+
+    def _asked(self, call: layers.Call, sizes: Floats) -> tuple[Floats, np.ndarray]:
+        """Times of a layer's operation and ranks of their sources, kept for operators alike."""
+        key = call.op, tuple(call.keys.items()), tuple(call.fixed.items()), tuple(sizes)
+        if key not in self._asked_before:
+            if self.cluster.device is None:
+                raise MissingProfile("layers are priced by measurement, and cluster.device names no device",
+                                     keys=[call.op], next_command="wb profile pipeline",
+                                     hint='device = "cpu" in [cluster]')
+            over = {**{n: np.full_like(sizes, x) for n, x in call.fixed.items()}, call.grows: sizes}
+            self._asked_before[key] = self._counted.sweep(call.op, over, device=self.cluster.device, **call.keys)
+        return self._asked_before[key]
 
     def _ask(self, op: str, sizes: dict[str, Floats]) -> tuple[Floats, np.ndarray]:
         device = str(self.cluster.device)
@@ -219,5 +263,6 @@ class _Sums:
     backward: Floats
     weight_bytes: float
     saved_bytes: float
+    update_s: float
     received: float
     sent: float

@@ -17,8 +17,8 @@ from workbench.costs import Source
 from workbench.plan import Certificate
 from workbench.spec import about, spec
 
-__all__ = ["Cluster", "Edge", "Family", "FileModel", "Flow", "Kernel", "Layer", "LinkRate", "Model", "Operator", "Plan",
-           "Problem", "Run", "Stage"]
+__all__ = ["Argument", "Cluster", "Edge", "Family", "FileModel", "Flow", "Kernel", "Layer", "LinkRate", "Model",
+           "Module", "ModuleModel", "Operator", "PlainGraph", "Plan", "Problem", "Run", "Stage"]
 
 Family = Literal["multi-modal", "dlrm", "candle-uno", "transformer"]
 Optimizer = Literal["sgd", "momentum", "adam"]
@@ -39,11 +39,31 @@ class Kernel:
 
 
 @spec
+class Argument:
+    """One tensor that a module takes; the batch comes first and is not part of ``shape``."""
+
+    shape: tuple[Positive, ...] = about("Shape of one sample.")
+    dtype: Literal["float", "int64"] = about("float: normal numbers; int64: whole numbers from 0.", default="float")
+    below: Positive = about("int64: every number is below this.", default=2)
+
+
+@spec
+class Module:
+    """An ``nn.Module`` of the user's: who makes it, what it takes, and where it may be cut."""
+
+    module: str = about("FILE.py:NAME or PACKAGE.MODULE:NAME of a function without arguments that returns the module.")
+    arguments: Annotated[tuple[Argument, ...], MinLen(1)] = about("What forward takes, in order.")
+    layers: tuple[str, ...] = about("Names of submodules that stay whole (* matches any text); absent: every module "
+                                    "of torch.nn that holds no list of others.", default=())
+
+
+@spec
 class Layer:
     """What an operator computes when it is run for real; inputs are joined along the last axis in edge order."""
 
-    kind: Literal["dense", "embedding", "concat", "transformer"] = about(
-        "dense: linear and tanh; embedding: a bag of rows; concat: joins its inputs; transformer: an encoder layer.")
+    kind: Literal["dense", "embedding", "concat", "transformer", "imported"] = about(
+        "dense: linear and tanh; embedding: a bag of rows; concat: joins its inputs; transformer: an encoder layer; "
+        "imported: the part of a module that bears the operator's name.")
     inputs: Annotated[int, Ge(0)] = about("Width of the operator's own data; 0 when it reads only other operators.",
                                           default=0)
     width: Positive = about("Width of the output.")
@@ -52,13 +72,19 @@ class Layer:
     tokens: Positive = about("transformer: sequence length.", default=1)
     heads: Positive = about("transformer: attention heads.", default=1)
     hidden: Positive = about("transformer: width of the feed-forward layer.", default=1)
+    imported: Module | None = about("imported: the module it is a part of.", default=None)
+
+    def __post_init__(self) -> None:
+        if (self.kind == "imported") == (self.imported is None):
+            raise ValueError('layer: kind = "imported" and the key imported go together')
 
 
 @spec
 class Operator:
     """One node of the model: times, memory, and optionally what it computes.
 
-    Times come from one of: tables by local batch, seconds a sample, or kernels priced by the cost model.
+    Times come from one of: tables by local batch, seconds a sample, kernels priced by the cost model, or, with a layer
+    and none of these, whole layers measured by ``wb profile pipeline``.
     """
 
     name: str = about("Name, unique in the model.")
@@ -93,6 +119,14 @@ class Edge:
 
 
 @spec
+class PlainGraph:
+    """The plain form of a graph file: the same ``operators`` and ``edges`` as in a problem."""
+
+    operators: Annotated[tuple[Operator, ...], MinLen(1)] = about("The operators.")
+    edges: tuple[Edge, ...] = about("Which operator reads which.", default=())
+
+
+@spec
 class Model:
     """A model family with the paper's shapes; absent sizes take the family's own."""
 
@@ -115,6 +149,21 @@ class FileModel:
     path: str = about("The file; a name of the data registry is fetched (see wb traces list).")
     format: Literal["dnn-partitioning", "piper", "plain"] = about("How to read it.")
     time_unit_s: Annotated[float, Gt(0)] = about("Seconds of one time unit in the file.", default=1e-3)
+
+
+@spec
+class ModuleModel(Module):
+    """An ``nn.Module``, read through torch.export when it is first asked about and kept until its source changes."""
+
+    measure: Literal["cpu", "cuda"] | None = about(
+        "Device on which its layers are timed while importing; absent: kernels priced by [costs].", default=None)
+    samples: Annotated[tuple[Positive, ...], MinLen(1)] = about("Local batches that are timed.",
+                                                                default=(1, 2, 4, 8, 16, 32))
+
+    @property
+    def source(self) -> Module:
+        """The module alone."""
+        return Module(module=self.module, arguments=self.arguments, layers=self.layers)
 
 
 @spec
@@ -158,7 +207,8 @@ class Run:
 class Problem:
     """Which operators form which pipeline stages, on how many devices, with which micro-batches and schedule."""
 
-    model: Model | FileModel | None = about("Generator or file of the operator graph; absent: operators.", default=None)
+    model: Model | FileModel | ModuleModel | None = about(
+        "Generator, file or nn.Module of the operator graph; absent: operators.", default=None)
     operators: tuple[Operator, ...] = about("The operator graph itself.", default=())
     edges: tuple[Edge, ...] = about("Which operator reads which.", default=())
     batch_samples: Positive = about("Mini-batch B: samples between two weight updates.")
@@ -212,6 +262,7 @@ class Stage:
     forward_s: float = about("Forward of one micro-batch.")
     backward_s: float = about("Backward of one micro-batch.")
     all_reduce_s: float = about("Sum of weight gradients over the replicas, once a mini-batch.")
+    update_s: float = about("Optimizer step, once a mini-batch; 0 where nothing says what it takes.", default=0.0)
     weight_bytes: float = about("Parameters of one replica.")
     saved_bytes_per_sample: float = about("Activations and received tensors held for one sample in flight.")
     memory_bytes: float = about("Predicted peak on each of its devices.")

@@ -52,7 +52,7 @@ class Ranking:
         if key in self._seen:
             return False
         self._seen.add(key)
-        made = candidate(self.prices, found)
+        made = candidate(self.prices, found, below=self.limit)
         self.tried += 1
         if made is None or made.iteration_s >= self.limit:
             return False

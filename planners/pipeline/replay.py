@@ -1,4 +1,4 @@
-"""A plan as a task graph: one compute stream a stage, one link a flow and direction, an all-reduce at the end.
+"""A plan as a task graph: a compute stream a stage, a link a flow and direction, all-reduce and update at the end.
 
 Written from the plan alone. A message carries one micro-batch of its sender; a task waits for every message whose
 samples it needs. ``Replay.tasks`` says which task is which, so that checks can look at samples instead of names.
@@ -95,16 +95,14 @@ def replay(problem: Problem, plan: Plan) -> Replay:
                                s.forward_s if t.kind == "F" else s.backward_s))
     for name, size, t in messages:
         tasks.add(Task(name=f"send {name} {t.first}", link=name, bytes=size, after=(index[t],)))
-    for x, s in enumerate(plan.stages):
-        if s.all_reduce_s:
-            tasks.add(Task(name="all-reduce", duration_s=s.all_reduce_s, on=(_device(x),),
-                           after=(index[orders[x][-1]],), bytes=int(s.weight_bytes)))
     resources = {_device(x): [index[t] for t in order] for x, order in enumerate(orders)}
-    at = sum(map(len, orders)) + len(messages)
     for x, s in enumerate(plan.stages):
-        if s.all_reduce_s:
-            resources[_device(x)].append(at)
-            at += 1
+        for what, seconds in (("all-reduce", s.all_reduce_s), ("update", s.update_s)):
+            if seconds:
+                mine = resources[_device(x)]
+                at = tasks.add(Task(name=what, duration_s=seconds, on=(_device(x),), after=(mine[-1],),
+                                    bytes=int(s.weight_bytes)))
+                mine.append(at)
     pools = [Pool(name=_pool(x), capacity=float("inf"), unit="samples", device=f"stage {x}")
              for x in range(len(plan.stages))]
     return Replay(simulate(TaskGraph(tasks=tasks, links=links, pools=pools, orders=resources)), index)

@@ -22,7 +22,7 @@ from planners.pipeline.graph import bits
 from planners.pipeline.inflight import need, rounded
 from planners.pipeline.pricing import Prices
 
-__all__ = ["Chosen", "Probe", "Work", "smallest_bottleneck"]
+__all__ = ["Chosen", "Probe", "Work", "achieved", "smallest_bottleneck"]
 
 # (in-flight samples, micro-batch) of the first stages; None: nothing follows.
 Interface = tuple[int, int] | None
@@ -66,12 +66,18 @@ class Work:
 
 
 class Probe:
-    """One bottleneck T: does a stage graph exist whose every stage takes at most T a sample?"""
+    """One bottleneck T: does a stage graph exist whose every stage takes at most T a sample?
 
-    def __init__(self, prices: Prices, root: Node, work: Work, menu: tuple[int, ...], limit: float) -> None:
+    ``relaxed`` lets every stage hold one micro-batch only, whatever follows it: far fewer states, never fewer answers.
+    """
+
+    def __init__(self, prices: Prices, root: Node, work: Work, menu: tuple[int, ...], limit: float, *,
+                 relaxed: bool = False) -> None:
         self.prices, self.root, self.work, self.menu, self.limit = prices, root, work, menu, limit
+        self.relaxed = relaxed
         self.batch = prices.problem.batch_samples
         self.devices = prices.cluster.devices
+        self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
         self.total = work.of(root.mask)
         self.of_kind: dict[int, Node] = {}
         self._register(root)
@@ -124,7 +130,7 @@ class Probe:
         if found is None:
             found = self.places[key] = []
             for b in self.menu:
-                held = b if following is None else rounded(need(b, 1, *following), b, self.batch)
+                held = b if following is None or self.relaxed else rounded(need(b, 1, *following), b, self.batch)
                 replicas = self._fits(mask, b, held)
                 if replicas is not None:
                     found.append((held, b, replicas))
@@ -201,7 +207,8 @@ class Probe:
             if self._hopeless(mask):
                 return
             least = base + math.ceil(self.work.of(self._span(node, lo, j)) / self.limit - 1e-9)
-            for held, b, d in self._placed(mask, following):
+            fits = self.work.of(mask) / self.limit - 1e-9 <= most - least
+            for held, b, d in self._placed(mask, following) if fits else ():
                 if d + least > most:
                     continue
                 for k, (devices, choice) in self._chain(node, lo, j, (held, b)).items():
@@ -211,8 +218,8 @@ class Probe:
                 self._join(out, node, lo, j, mask, following, right, most)
 
     def _hopeless(self, mask: int) -> bool:
-        """Whether no number of replicas brings a set's compute under T."""
-        return self.work.of(mask) / self.devices > self.limit
+        """Whether no number of replicas (at most one a sample of a micro-batch) brings a set's compute under T."""
+        return self.work.of(mask) / self.widest > self.limit
 
     def _join(self, out: Front, node: Node, lo: int, j: int, mask: int, following: Interface, right: Any,
               most: float) -> None:
@@ -483,11 +490,11 @@ def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, wi
     low = max(work.of(root.mask) / prices.cluster.devices, work.largest_op, 1e-12) * (1 - 1e-12)
     found = None
     if math.isfinite(at_most):
-        found = _achieved(Probe(prices, root, work, menu, at_most))
+        found = achieved(prices, root, work, menu, at_most)
     else:
         high, step = low, 1.03
         for _ in range(_PROBES):
-            if found := _achieved(Probe(prices, root, work, menu, high)):
+            if found := achieved(prices, root, work, menu, high):
                 break
             low, high, step = high, high * step, step * step if step < 4 else step
     if found is None:
@@ -500,7 +507,7 @@ def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, wi
         limit = math.sqrt(low * found[0]) if wide else found[0] * (1 - 1e-12)
         if limit <= low:
             break
-        better = _achieved(Probe(prices, root, work, menu, limit))
+        better = achieved(prices, root, work, menu, limit)
         if better is not None:
             found = better
         elif wide:
@@ -510,12 +517,57 @@ def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, wi
     return found
 
 
-def _achieved(probe: Probe) -> tuple[float, Probe] | None:
+def achieved(prices: Prices, root: Node, work: Work, menu: tuple[int, ...],
+             limit: float) -> tuple[float, Probe] | None:
+    """The bottleneck of stages found within ``limit``, and their probe.
+
+    First without in-flight samples: where that finds nothing there is nothing, and where its stages fit all the same
+    they are an answer. Only between the two does the whole program run.
+    """
+    if len(menu) == 1:
+        quick = Probe(prices, root, work, menu, limit, relaxed=True)
+        stages = _shallowest(quick)
+        if stages is None:
+            return None
+        if _fits_all_the_same(prices, stages):
+            return max(_seconds(prices, s) for s in stages), quick
+    probe = Probe(prices, root, work, menu, limit)
+    stages = _shallowest(probe)
+    return None if stages is None else (max(_seconds(prices, s) for s in stages), probe)
+
+
+def _shallowest(probe: Probe) -> list[Chosen] | None:
     front = probe.front()
     if not front:
         return None
     _, (_, choice) = min(front.items(), key=lambda e: (e[0] or (0, 0), e[1][0]))
-    return max(_seconds(probe.prices, s) for s in probe.stages(choice)), probe
+    return probe.stages(choice)
+
+
+def _fits_all_the_same(prices: Prices, stages: list[Chosen]) -> bool:
+    """Whether stages of one micro-batch hold what their places in the stage graph ask for: b times the longest path."""
+    owner = {v: x for x, s in enumerate(stages) for v in bits(s.mask)}
+    after: list[set[int]] = [set() for _ in stages]
+    before = [0] * len(stages)
+    for u, v, _ in prices.graph.edges:
+        x, y = owner[u], owner[v]
+        if x != y and y not in after[x]:
+            after[x].add(y)
+            before[y] += 1
+    order = [x for x, n in enumerate(before) if not n]
+    for x in order:
+        for y in after[x]:
+            before[y] -= 1
+            if not before[y]:
+                order.append(y)
+    depth = [1] * len(stages)
+    for x in reversed(order):
+        s = stages[x]
+        depth[x] = 1 + max((depth[y] for y in after[x]), default=0)
+        held = min(depth[x] * s.micro, prices.problem.batch_samples)
+        if prices.memory_bytes(s.mask, held, s.replicas) > prices.cluster.memory_bytes:
+            return False
+    return True
 
 
 def _seconds(prices: Prices, stage: Chosen) -> float:

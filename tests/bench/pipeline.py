@@ -1,4 +1,4 @@
-"""Figures of the pipeline study: ``python -m tests.bench.pipeline [search|gap|ablation|branches|paced] …``.
+"""Figures of the pipeline study: ``python -m tests.bench.pipeline [search|gap|bounds|inflight|…] …``.
 
 Times of searches are processor seconds of this process (the machine may be shared), medians of three. Everything about
 32 devices is simulated with analytic costs of a V100 (fp32); ratios only.
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+
+import numpy as np
 
 from planners import pipeline
 from planners.pipeline.assembly import draft
@@ -24,6 +28,8 @@ from workbench.costs import CostModel, TableCosts, open_costs
 from workbench.errors import SolverError
 
 REPEATS = 3
+LAYERS = ("dense_forward", "dense_backward", "join_forward", "join_backward", "loss_forward", "loss_backward",
+          "weight_update")
 # Mini-batches: the paper's table is an image; these are ours.
 PAPER = {"multi-modal": 256, "dlrm": 4096, "candle-uno": 4096, "transformer": 256}
 
@@ -159,7 +165,80 @@ def paced(_: CostModel) -> None:
               flush=True)
 
 
-BENCHES = {"search": search, "gap": gap, "ablation": ablation, "branches": branches, "paced": paced}
+def measured(_: CostModel) -> None:
+    """Bar 7: layers measured here, planned, and trained on two ranks; each run beside the prediction."""
+    from executors import pipeline as executor
+    from workbench.job import open_job
+    from workbench.study import data_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "workbench", "profile", *LAYERS, "--budget", "80s", "--profiles", folder],
+                       check=True, capture_output=True)
+        job = open_job(str(data_file("specs", "pipeline-measured.toml")), (f"costs.folder={folder}",))
+        plan = job.plan()
+    shares = ", ".join(f"{source} {share:.0%}" for source, share in plan.sources.items())
+    took = [executor.run(job.problem, plan, device="cpu")["iteration_s"] for _ in range(5)]
+    print(f"measured: predicted {plan.iteration_s * 1e3:.2f} ms ({shares}), trained in "
+          + ", ".join(f"{t * 1e3:.2f}" for t in took)
+          + f" ms; median {statistics.median(took) / plan.iteration_s - 1:+.1%}", flush=True)
+
+
+def bounds(costs: CostModel) -> None:
+    """Gaps between plans and proven bounds: the demo, the paper's models, random graphs."""
+    from tests import oracles_pipeline as oracles
+    from workbench.job import open_job
+
+    job = open_job("pipeline")
+    rows = [("demo", job.problem, job.costs, "graph")]
+    rows += [(f"{family} on {devices}", paper_problem(family, devices, PAPER[family]), costs, "graph")
+             for family in PAPER for devices in (8, 32)]
+    for name, problem, model, planner in rows:
+        proof = pipeline.plan(problem, model, planner=planner).certificate
+        print(f"bound {name}: {proof.objective * 1e3:.2f} ms, at least {(proof.bound or 0) * 1e3:.2f} ms, "
+              f"gap {proof.gap or 0:.1%}", flush=True)
+    gaps = []
+    for k in range(40):
+        rng = np.random.default_rng([20, k])
+        problem = oracles.random_problem(rng, operators=int(rng.integers(4, 9)), devices=int(rng.integers(2, 5)))
+        gaps.append(pipeline.plan(problem, TableCosts(())).certificate.gap or 0.0)
+    print(f"bound of 40 random graphs of 4 to 8 operators: median gap {statistics.median(gaps):.1%}, "
+          f"largest {max(gaps):.1%}, closed {sum(g < 1e-3 for g in gaps)}", flush=True)
+
+
+def inflight(_: CostModel) -> None:
+    """Bar 3: published in-flight numbers, and the example of mixed micro-batches."""
+    from planners.pipeline.inflight import held_by_all
+    from tests.test_pipeline_plan import PUBLISHED
+
+    got = [held_by_all(micro, turn, after, 1024) for micro, turn, after, _ in PUBLISHED]
+    same = sum(ours == theirs for ours, (*_, theirs) in zip(got, PUBLISHED, strict=True))
+    print(f"in flight: {same} of {len(PUBLISHED)} published schedules; micro-batches 1, 2, 4 hold {got[-2][0]} "
+          f"samples, 4, 4, 4 hold {got[-1][0]}", flush=True)
+
+
+def execution(_: CostModel) -> None:
+    """Bar 4: exact gradients, peaks, 200 random stage graphs with jitter, a killed rank."""
+    from executors import pipeline as executor
+    from executors.pipeline.launching import Launch
+    from executors.pipeline.running import outcome_of
+    from tests.test_pipeline_run import EXACT, rounded, run_random, seconds_until_a_killed_rank_is_noticed
+
+    jobs = {**EXACT, **rounded()}
+    for (name, (problem, plan)), parts in zip(jobs.items(), Launch(list(jobs.values())).run(), strict=True):
+        outcome = outcome_of(problem, plan, parts)
+        found = executor.verify(problem, plan, outcome)
+        print(f"execution {name}: {len(parts)} ranks, {len(outcome.tables['tensors'])} tensors "
+              f"{'equal to the bit' if name in EXACT else 'equal to rounding'}, peaks as planned: "
+              f"{found or 'yes'}", flush=True)
+    start = time.perf_counter()
+    run_random(200)
+    took = time.perf_counter() - start
+    print(f"execution of 200 random stage graphs with jitter: no deadlock, {took:.0f} s", flush=True)
+    print(f"execution: a killed rank is an error after {seconds_until_a_killed_rank_is_noticed():.2f} s", flush=True)
+
+
+BENCHES = {"search": search, "gap": gap, "bounds": bounds, "inflight": inflight, "execution": execution,
+           "paced": paced, "ablation": ablation, "branches": branches, "measured": measured}
 
 
 def main(names: list[str]) -> None:
