@@ -127,7 +127,8 @@ def added(path: Path | None, setting: str, family: str, new: dict[str, Any]) -> 
     if path is None:
         return
     everything = kept_in(path)
-    everything.setdefault(setting, {})[family] = joined(everything[setting].get(family), new)
+    rows = everything.setdefault(setting, {})
+    rows[family] = joined(rows.get(family), new)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(everything, indent=1))
     part.replace(path)
