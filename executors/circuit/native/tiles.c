@@ -1,6 +1,7 @@
 /* Tile executor: runs a compiled program of tile kernels over an interleaved complex state, in place, on all threads.
  *
- * Compiled once an instruction set: -DVECTOR_BYTES=16|32|64 and -DENTRY=<symbol>, with the matching -m flags.
+ * Compiled once an instruction set: -DVECTOR_BYTES=16|32|64 and -DENTRY=<symbol>, with the matching -m flags, and
+ * -DCACHED_BYTES=<size>, up to which a state may lie in a last-level cache (larger ones are written around it).
  * The layouts of struct op and struct kernel are mirrored by the record types in emit.py.
  */
 
@@ -16,7 +17,6 @@
 #define MAX_BITS 6
 #define MAX_HELD 32
 #define AHEAD 8 /* rows fetched ahead of the one being loaded */
-#define CACHED (1L << 26) /* bytes of a state that a last-level cache may hold: larger ones are written around it */
 #define SPINS 2000 /* looks at the barrier before a thread sleeps there: about what waking it takes */
 #define SPARES 64
 
@@ -225,7 +225,7 @@ static void *work(void *argument) {
     struct team *team = argument;
     const struct program *p = team->p;
     const int64_t tile = 2LL * p->precision << widest(p);
-    const int streamed = 2L * p->precision << p->address_bits > CACHED;
+    const int streamed = 2L * p->precision << p->address_bits > CACHED_BYTES;
     void *scratch = take((size_t)(2 * tile + 65536 + tile / 4));
     if (!scratch) __atomic_store_n(&team->failed, 1, __ATOMIC_RELAXED);
     for (int64_t k = 0; k < p->kernels; k++) {
