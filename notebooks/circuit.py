@@ -103,6 +103,21 @@ clocks = side_by_side(job.study.planner.predicted(job.problem, plan), simulated,
 HTML(table(clocks, "Three clocks"))
 
 # %% [markdown]
+# ## Asking the state
+#
+# `[outputs]` in a spec names what a run reads from the final state: amplitudes, the joint distribution of some qubits,
+# samples, the expectation of a sum of Pauli products, all amplitudes as a file.
+
+# %%
+asked = resolve({
+    "study": "circuit", "circuit": {"family": "ghz", "qubits": 12},
+    "machine": {"local_qubits": 10, "amplitude_bytes": 8},
+    "outputs": {"shots": 1000, "probabilities": [0, 11], "pauli_sum": ["0.5 Z0 Z11", "0.5 X0"]},
+    "costs": {"source": "gates", "table": "a100-atlas"}}, "this notebook")
+read = asked.run(asked.plan(), "cpu").tables
+HTML("".join(table(read[name].to_dict("records"), name) for name in ("samples", "probabilities", "expectation")))
+
+# %% [markdown]
 # ## Claims
 
 # %%

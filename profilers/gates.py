@@ -1,8 +1,9 @@
 """Costs of gate kernels by class: how they are measured, kept and asked.
 
-A tile kernel reads its amplitudes once, runs operations on them, and writes them once. ``fit`` times programs that
-repeat one class of operation 0 and r times and takes the difference, so that reading, writing and launching fall out;
-what runs the programs is the caller's (``TileRunner``), since this folder knows no executor.
+A tile kernel reads its amplitudes once (those known to be zero not at all), runs operations on them, and writes them
+once. ``fit`` times programs that repeat one class of operation 0 and r times and takes the difference, so that reading,
+writing and launching fall out; what runs the programs is the caller's (``TileRunner``), since this folder knows no
+executor. Memory costs depend on whether the state fits a cache, operations on a tile do not.
 Unit: seconds an amplitude on all threads together; a table holds for one precision, tile size and machine.
 """
 
@@ -26,8 +27,10 @@ class GateCosts:
     amplitude_bytes: int = about("8 single, 16 double precision.")
     tile_qubits: int = about("Tile of 2^this amplitudes.")
     threads: int = about("Threads that shared the work.")
-    load_s: float = about("Seconds an amplitude that is read from memory.")
-    store_s: float = about("Seconds an amplitude that is written (read share taken out).")
+    load_s: float = about("Seconds an amplitude that is read, of a state that fits the last-level cache.")
+    store_s: float = about("Seconds an amplitude that is written (read share taken out), of such a state.")
+    far_load_s: float = about("Seconds an amplitude that is read, of a larger state.")
+    far_store_s: float = about("Seconds an amplitude that is written, of a larger state.")
     class_s: Mapping[str, float] = about("Seconds an amplitude of one operation, by class.")
 
     def operation_s(self, name: str) -> float:
@@ -56,26 +59,40 @@ class TileRunner(Protocol):
         ...
 
 
-def fit(runner: TileRunner, classes: Sequence[str], *, device: str, amplitude_bytes: int, tile_qubits: int,
-        threads: int, repeats: int = 5, count: int = 8) -> GateCosts:
-    """Measure every class as (least time with ``count`` operations - least time with none) / count.
+def fit(runner: TileRunner, classes: Sequence[str], *, far: TileRunner, device: str, amplitude_bytes: int,
+        tile_qubits: int, threads: int, repeats: int = 5, count: int = 8) -> GateCosts:
+    """Measure every class as the median of (time with ``count`` operations - time with none right before) / count.
 
-    Runs with and without operations alternate, so that a drift of the machine hits both; the least of ``repeats`` is
-    the run that nothing disturbed.
+    Rounds over all classes follow each other, so that something that disturbs the machine for a while spoils one of
+    ``repeats`` values of many classes and not all values of one.
+
+    Args:
+        runner: on a state that fits the last-level cache.
+        classes: names it knows.
+        far: on a state that does not fit.
+        device: goes into the table, as do ``amplitude_bytes``, ``tile_qubits`` and ``threads``.
+        repeats: rounds.
+        count: operations a kernel.
     """
-    base = min(runner.seconds(None, 0) for _ in range(repeats))
-    unread = min(runner.seconds_without_load() for _ in range(repeats))
-    costs = {}
-    for name in classes:
-        without, with_ = [], []
-        for _ in range(repeats):
-            without.append(runner.seconds(None, 0))
-            with_.append(runner.seconds(name, count))
-        base = min(base, *without)
-        costs[name] = max(min(with_) - min(without), 0.0) / count / runner.amplitudes
-    store = min(unread, base) / runner.amplitudes
+    more: dict[str, list[float]] = {name: [] for name in classes}
+    near_pass: list[float] = []
+    near_unread, far_pass, far_unread = [], [], []
+    for _ in range(repeats):
+        for name in classes:
+            near_pass.append(runner.seconds(None, 0))
+            more[name].append(runner.seconds(name, count) - near_pass[-1])
+            near_unread.append(runner.seconds_without_load())
+        far_pass.append(far.seconds(None, 0))
+        far_unread.append(far.seconds_without_load())
+    store, far_store = (_median(part) / of.amplitudes for part, of in ((near_unread, runner), (far_unread, far)))
     return GateCosts(device=device, amplitude_bytes=amplitude_bytes, tile_qubits=tile_qubits, threads=threads,
-                     load_s=base / runner.amplitudes - store, store_s=store, class_s=costs)
+                     load_s=_median(near_pass) / runner.amplitudes - store, store_s=store,
+                     far_load_s=_median(far_pass) / far.amplitudes - far_store, far_store_s=far_store,
+                     class_s={n: max(_median(d), 0.0) / count / runner.amplitudes for n, d in more.items()})
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(statistics.median(values))
 
 
 def mean_absolute_error(predicted: Sequence[float], measured: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executors.circuit import run, simulate, verify
-from executors.circuit.compiled import Compiled, Engine, engine, native_engine
+from executors.circuit.compiled import CACHED_BYTES, Compiled, Engine, engine, native_engine
 from executors.circuit.costs import CLASSES, classes_of, kernel_table, predict
 from executors.circuit.interpreted import Interpreter
 from executors.circuit.local import TileShape, compile_circuit, execute
@@ -252,6 +252,23 @@ def test_a_graph_state_has_the_sign_of_its_edges() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_state_beyond_the_cache_is_written_around_it(dtype: type) -> None:
+    """Its first passes stream rows that nobody read; the closed form of a graph state holds at every probe."""
+    n = (CACHED_BYTES // (2 * np.dtype(dtype).itemsize)).bit_length()
+    circuit = generate("graphstate", qubits=n, rng=np.random.default_rng(3))
+    code = compile_circuit(circuit, dtype=dtype)
+    assert any(int(k["empty"]) & int(k["inside"]) for k in code.program.kernels)
+    state, _ = execute(code)
+    assert norm(state) == pytest.approx(1, abs=1e-5)
+    x = np.random.default_rng(0).integers(0, 1 << n, 2000)
+    edges = sum(((x >> g.qubits[0]) & (x >> g.qubits[1]) & 1 for g in circuit.gates if g.name == "cz"),
+                np.zeros_like(x))
+    got = amplitudes(state, code.placement, x.tolist()) * 2 ** (n / 2)
+    assert np.allclose(got, (-1.0) ** edges, atol=1e-4)
+
+
+@needs_compiler
 @pytest.mark.parametrize("family", ["su2random", "vqc", "supremacy", "quantum_volume", "qsvm"])
 def test_a_circuit_and_its_mirror_return_to_zero(family: str) -> None:
     """Full-size tiles, several kernels, moved wires: 17 qubits against a tile of 15."""
@@ -472,19 +489,25 @@ class ExactMachine:
     """A machine whose operations take known times: 8 of load, 4 of store, and a fixed time a class."""
 
     amplitudes = 1 << 10
+
+    def __init__(self, memory: float = 1.0) -> None:
+        self.memory = memory
+
     truth: ClassVar[dict[str, float]] = {"rotate_rows1": 3.0, "phase_table": 5.0}
 
     def seconds(self, name: str | None, count: int) -> float:
-        return self.amplitudes * (12.0 + count * self.truth.get(name or "", 0.0))
+        return self.amplitudes * (12.0 * self.memory + count * self.truth.get(name or "", 0.0))
 
     def seconds_without_load(self) -> float:
-        return self.amplitudes * 4.0
+        return self.amplitudes * 4.0 * self.memory
 
 
 def test_the_profiler_finds_the_costs_of_a_machine_that_has_them() -> None:
-    costs = fit(ExactMachine(), list(ExactMachine.truth), device="exact", amplitude_bytes=16, tile_qubits=10, threads=1)
+    costs = fit(ExactMachine(), list(ExactMachine.truth), far=ExactMachine(2.0), device="exact", amplitude_bytes=16,
+                tile_qubits=10, threads=1)
     assert costs.class_s == pytest.approx(ExactMachine.truth)
     assert (costs.load_s, costs.store_s) == pytest.approx((8.0, 4.0))
+    assert (costs.far_load_s, costs.far_store_s) == pytest.approx((16.0, 8.0))
     with pytest.raises(MissingProfile, match="dense_rows"):
         costs.operation_s("dense_rows")
 
@@ -493,7 +516,7 @@ def test_the_profiler_finds_the_costs_of_a_machine_that_has_them() -> None:
 def test_every_operation_of_every_family_has_a_class_and_a_price() -> None:
     lanes = native_engine().lanes(np.float32)
     unit = GateCosts(device="unit", amplitude_bytes=8, tile_qubits=15, threads=1, load_s=1.0, store_s=1.0,
-                     class_s=dict.fromkeys(CLASSES, 0.0))
+                     far_load_s=1.0, far_store_s=1.0, class_s=dict.fromkeys(CLASSES, 0.0))
     for family in [*BENCHMARKS, "supremacy", "quantum_volume", "clifford_t"]:
         code = compile_circuit(generate(family, qubits=18, rng=np.random.default_rng(1)), dtype=np.float32)
         priced = predict(code.program, unit, lanes=lanes)
@@ -504,7 +527,7 @@ def test_every_operation_of_every_family_has_a_class_and_a_price() -> None:
 
 def test_the_planners_table_scales_with_the_shard_and_prices_every_class() -> None:
     costs = GateCosts(device="unit", amplitude_bytes=8, tile_qubits=15, threads=1, load_s=2.0, store_s=1.0,
-                      class_s=dict.fromkeys(CLASSES, 1.0))
+                      far_load_s=2.0, far_store_s=1.0, class_s=dict.fromkeys(CLASSES, 1.0))
     small, large = (kernel_table(costs, local_qubits=n, name="here") for n in (10, 12))
     assert small.tile_s[0] == 3.0 * 2**10
     assert all(b == 4 * a for a, b in zip(small.fusion_s, large.fusion_s, strict=True))

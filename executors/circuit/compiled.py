@@ -26,11 +26,13 @@ from executors.circuit.emit import Program
 from executors.circuit.interpreted import Interpreter
 from workbench.errors import NotBuilt
 
-__all__ = ["Compiled", "Engine", "build", "engine", "native_engine", "threads_available"]
+__all__ = ["CACHED_BYTES", "Compiled", "Engine", "build", "engine", "native_engine", "threads_available"]
 
 SOURCES = Path(__file__).with_name("native")
 COMMON = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math",
           "-ffp-contract=fast")
+CACHED_BYTES = 1 << 26
+"""A state up to this size may lie in a last-level cache; what a pass writes of a larger one goes around it."""
 VECTOR_FLAGS: dict[int, tuple[str, ...]] = {
     64: ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
     32: ("-mavx2", "-mfma"),
@@ -125,7 +127,8 @@ def build(vector_bytes: int) -> Path:
     Raises:
         NotBuilt: no C compiler, or it fails on the sources.
     """
-    return _compile("tiles.c", (f"-DVECTOR_BYTES={vector_bytes}", "-DENTRY=run_program", *VECTOR_FLAGS[vector_bytes]))
+    return _compile("tiles.c", (f"-DVECTOR_BYTES={vector_bytes}", f"-DCACHED_BYTES={CACHED_BYTES}L",
+                                "-DENTRY=run_program", *VECTOR_FLAGS[vector_bytes]))
 
 
 def cache_folder() -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from executors.circuit.compiled import Engine, engine, threads_available
+from executors.circuit.compiled import CACHED_BYTES, Engine, engine, threads_available
 from executors.circuit.emit import KINDS, Layout, Program, emit
 from executors.circuit.local import TileShape
 from executors.circuit.lower import Dense, Flip, Matrix, Phase, Primitive, Turn
@@ -95,19 +95,31 @@ def _permute_class(program: Program, op: np.void, bits: int, lanes: int) -> str:
 
 
 def start_seconds(costs: GateCosts, *, dtype: npt.DTypeLike, repeats: int = 25) -> float:
-    """What a program's first kernel takes beyond its work: threads start and touch their tiles for the first time.
+    """What a program's first kernel takes beyond its work: threads start, and caches hold what came before.
 
-    It is the median time of a program of one tile without operations, less the tile's load and store.
+    It is the median time of a program of one tile without operations, less the tile's load and store; a pass over a
+    state beyond the cache lies before each, as before a program that is not run twice.
     """
     on = engine()
-    sampler = Sampler(dtype=dtype, qubits=costs.tile_qubits, on=on, threads=costs.threads)
-    program = sampler.program([])
-    taken = [float(on.run(program, sampler.state, shard=0, threads=costs.threads)[0]) for _ in range(repeats)]
+    far = Sampler(dtype=dtype, qubits=far_qubits(dtype), on=on, threads=costs.threads)
+    one = Sampler(dtype=dtype, qubits=costs.tile_qubits, on=on, threads=costs.threads)
+    program, between = one.program([]), far.program([])
+    taken = []
+    for _ in range(repeats):
+        on.run(between, far.state, shard=0, threads=costs.threads)
+        taken.append(float(on.run(program, one.state, shard=0, threads=costs.threads)[0]))
     return max(0.0, statistics.median(taken) - predict(program, costs, lanes=on.lanes(dtype))[0])
+
+
+def far_qubits(dtype: npt.DTypeLike) -> int:
+    """Qubits of the smallest state that no cache holds."""
+    return (CACHED_BYTES // (2 * np.dtype(dtype).itemsize)).bit_length()
 
 
 def predict(program: Program, costs: GateCosts, *, lanes: int, start_s: float = 0.0) -> list[float]:
     """Predicted seconds of every kernel; ``start_s`` (``start_seconds``) comes on top of the first."""
+    far = costs.amplitude_bytes << program.address_bits > CACHED_BYTES
+    load_s, store_s = (costs.far_load_s, costs.far_store_s) if far else (costs.load_s, costs.store_s)
     result: list[float] = []
     for kernel, operations in zip(program.kernels, classes_of(program, lanes=lanes), strict=True):
         inside, empty = int(kernel["inside"]), int(kernel["empty"])
@@ -115,7 +127,7 @@ def predict(program: Program, costs: GateCosts, *, lanes: int, start_s: float = 
         tiles = 1 << across.bit_count()
         amplitudes = tiles << int(kernel["bits"])
         rows_empty = (empty & inside & ~((1 << int(kernel["run"])) - 1)).bit_count()
-        seconds = costs.store_s * amplitudes + costs.load_s * (amplitudes >> rows_empty)
+        seconds = store_s * amplitudes + load_s * (amplitudes >> rows_empty)
         seconds += sum(costs.operation_s(name) * share for name, share in operations) * amplitudes
         # fewer tiles than threads leave threads idle
         result.append(seconds * max(1.0, costs.threads / tiles) + (0.0 if result else start_s))
@@ -200,15 +212,16 @@ class Sampler:
 
 def measure_costs(*, dtype: npt.DTypeLike, qubits: int = 22, threads: int | None = None, repeats: int = 5,
                   clock: Callable[[], float] = time.perf_counter) -> GateCosts:
-    """Profile the compiled engine (or the interpreter) on this machine."""
+    """Profile the compiled engine (or the interpreter) on this machine: operations on a state of 2^qubits."""
     on = engine()
     threads = threads or threads_available()
     sampler = Sampler(dtype=dtype, qubits=qubits, on=on, threads=threads, clock=clock)
+    far = Sampler(dtype=dtype, qubits=far_qubits(dtype), on=on, threads=threads, clock=clock)
     lanes = on.lanes(dtype)
     usable = [name for name in CLASSES if not (name.startswith("permute") and name[7:].isdigit()
                                                and int(name[7:]) > 1 << lanes)
               and not (name == "rotate_lanes4" and lanes < 3)]
-    return fit(sampler, usable, device=f"{platform.machine()}, {on.name}",
+    return fit(sampler, usable, far=far, device=f"{platform.machine()}, {on.name}",
                amplitude_bytes=2 * np.dtype(dtype).itemsize, tile_qubits=sampler.shape.size, threads=threads,
                repeats=repeats)
 
@@ -222,7 +235,8 @@ def kernel_table(costs: GateCosts, *, local_qubits: int, name: str) -> KernelTab
     """
     amplitudes = 1 << local_qubits
     at = costs.class_s
-    base = costs.load_s + costs.store_s
+    far = costs.amplitude_bytes << local_qubits > CACHED_BYTES
+    base = costs.far_load_s + costs.far_store_s if far else costs.load_s + costs.store_s
     phase, linear, turn = at["phase_table"] / 4, at["permute2"] / 4, at["rotate_rows3"] / 3
     fused = [0.0, at["matrix_row"], at["dense_rows"], *(at["dense_any3"] * 2.0 ** (m - 3) for m in range(3, 8))]
     gates = {

@@ -321,20 +321,20 @@ class _Emitter:
                     outside: tuple[int, int]) -> None:
         low = min(LOW_BITS, self.bits)
         high = self.bits - low
-        low_index, high_index = np.arange(1 << low), np.arange(1 << high)
         base, scalar = np.zeros(1 << low), np.zeros(1 << high)
         cross: dict[int, npt.NDArray[np.float64]] = {}
         for tile, angle in inner.items():
             under, over = tile & ((1 << low) - 1), tile >> low
             if not over:
-                base[(low_index & under) == under] += angle
+                base[under] += angle
             elif not under:
-                scalar[(high_index & over) == over] += angle
+                scalar[over] += angle
             elif over & (over - 1) == 0:
-                table = cross.setdefault(over.bit_length() - 1, np.zeros(1 << low))
-                table[(low_index & under) == under] += angle
+                cross.setdefault(over.bit_length() - 1, np.zeros(1 << low))[under] += angle
             else:
                 self._controlled_phase(tile, angle, outside)
+        for table in (base, scalar, *cross.values()):
+            _sum_over_subsets(table)
         if not (base.any() or scalar.any() or cross or outer):
             return
         flag = int(base.any())
@@ -360,6 +360,13 @@ class _Emitter:
         op = list(self.ops[before])
         op[7], op[8] = outside
         self.ops[before] = tuple(op)
+
+
+def _sum_over_subsets(table: npt.NDArray[np.float64]) -> None:
+    """In place, from the coefficient of every product of bits to the angle of every value of the bits."""
+    for bit in range(len(table).bit_length() - 1):
+        pairs = table.reshape(-1, 2, 1 << bit)
+        pairs[:, 1] += pairs[:, 0]
 
 
 def emit(kernels: Sequence[TileKernel], layout: Layout, *, address_bits: int, lanes: int, run: int,

@@ -78,14 +78,24 @@ class Dense:
 Primitive = Phase | Turn | Flip | Matrix | Dense
 
 
+One = tuple[complex, complex, complex, complex]
+"""A one-qubit matrix, row by row: products of such small matrices are fastest as plain numbers."""
+
+
 class _Anatomy(NamedTuple):
-    """A gate of several qubits without its flips: X on these positions comes after."""
+    """A gate of several qubits without its flips: X on these positions comes after.
+
+    ``angles``: phases of a gate that is diagonal, or diagonal up to flips of one qubit (``inverted``: where), by value
+    of the fixed qubits and then of the mixed one; a gate of another kind has none.
+    """
 
     matrix: Array
     fixed: tuple[int, ...]
     mixing: tuple[int, ...]
     blocks: tuple[Array, ...]
     monomial: bool
+    angles: tuple[float, ...]
+    inverted: tuple[bool, ...]
 
 
 @lru_cache(maxsize=65536)
@@ -102,7 +112,37 @@ def _anatomy(name: str, params: tuple[float, ...], controls: tuple[int, ...],
         held = sum(1 << p for i, p in enumerate(fixed) if value >> i & 1)
         index = np.array([held | i for i in inner])
         blocks.append(matrix[index[:, None], index])
-    return _Anatomy(matrix, fixed, mixing, tuple(blocks), _monomial(matrix))
+    angles, inverted = _phases_of(blocks) if len(mixing) < 2 else ((), ())
+    return _Anatomy(matrix, fixed, mixing, tuple(blocks), _monomial(matrix), angles, inverted)
+
+
+def _phases_of(blocks: Sequence[Array]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+    """(phases, where the mixed qubit turns over) of blocks that are 1 x 1, or 2 x 2 with one entry a row."""
+    if len(blocks[0]) == 1:
+        return tuple(cmath.phase(complex(b[0, 0])) for b in blocks), ()
+    if not all(_monomial(b) for b in blocks):
+        return (), ()
+    inverted = tuple(bool(abs(b[0, 0]) < TINY) for b in blocks)
+    first = [complex(b[1, 0] if turns else b[0, 0]) for b, turns in zip(blocks, inverted, strict=True)]
+    second = [complex(b[0, 1] if turns else b[1, 1]) for b, turns in zip(blocks, inverted, strict=True)]
+    return tuple(cmath.phase(z) for z in (*first, *second)), inverted
+
+
+@lru_cache(maxsize=65536)
+def _one_of(name: str, params: tuple[float, ...], controls: tuple[int, ...],
+            unitary: tuple[tuple[float, float], ...] | None) -> One:
+    matrix = Gate(name=name, qubits=(0,), params=params, controls=controls, unitary=unitary).matrix
+    return complex(matrix[0, 0]), complex(matrix[0, 1]), complex(matrix[1, 0]), complex(matrix[1, 1])
+
+
+def _after(u: One, v: One) -> One:
+    """The matrix product u v: v acts first."""
+    return (u[0] * v[0] + u[1] * v[2], u[0] * v[1] + u[1] * v[3],
+            u[2] * v[0] + u[3] * v[2], u[2] * v[1] + u[3] * v[3])
+
+
+def _array(u: One) -> Array:
+    return np.array([[u[0], u[1]], [u[2], u[3]]], dtype=np.complex128)
 
 
 @dataclass(slots=True)
@@ -120,7 +160,7 @@ class Lowering:
     phase: float = 0.0
     out: list[Primitive | None] = field(default_factory=list)
     history: list[list[int]] = field(default_factory=list)
-    pending: dict[int, Array] = field(default_factory=dict)
+    pending: dict[int, One] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.wire = list(range(self.qubits))
@@ -135,18 +175,19 @@ class Lowering:
             a, b = gate.qubits
             self.wire[a], self.wire[b] = self.wire[b], self.wire[a]
             return
-        matrix, shape = gate.matrix, gate.structure
         if not wires:
-            self.phase += cmath.phase(complex(matrix[0, 0]))
+            self.phase += cmath.phase(complex(gate.matrix[0, 0]))
             return
         if len(wires) == 1:
+            u = _one_of(gate.name, gate.params, gate.controls, gate.unitary)
             before = self.pending.get(wires[0])
-            self.pending[wires[0]] = matrix if before is None else matrix @ before
+            self.pending[wires[0]] = u if before is None else _after(u, before)
             return
-        for p in shape.flips:
+        flips = gate.structure.flips
+        for p in flips:
             self._flush(wires[p])
         self._multi(wires, _anatomy(gate.name, gate.params, gate.controls, gate.unitary, len(wires)))
-        for p in shape.flips:
+        for p in flips:
             self.flip[wires[p]] ^= 1
 
     def take(self) -> list[Primitive]:
@@ -168,15 +209,14 @@ class Lowering:
         if self.history[w]:
             last = self.out[self.history[w][-1]]
             if isinstance(last, Dense) and not last.controls and len(last.wires) == 2:
-                x = np.array([[0, 1], [1, 0]]) if self.flip[w] else None
-                stored = u if x is None else x @ u @ x
+                stored = _array(u[::-1] if self.flip[w] else u)
                 wide = np.kron(np.eye(2), stored) if last.wires[0] == w else np.kron(stored, np.eye(2))
                 last.matrix = wide @ last.matrix
                 return
-        if abs(u[0, 1]) < TINY and abs(u[1, 0]) < TINY:
-            self._one_phase(w, cmath.phase(u[0, 0]), cmath.phase(u[1, 1]))
-        elif abs(u[0, 0]) < TINY and abs(u[1, 1]) < TINY:
-            self._one_phase(w, cmath.phase(u[1, 0]), cmath.phase(u[0, 1]))
+        if abs(u[1]) < TINY and abs(u[2]) < TINY:
+            self._one_phase(w, cmath.phase(u[0]), cmath.phase(u[3]))
+        elif abs(u[0]) < TINY and abs(u[3]) < TINY:
+            self._one_phase(w, cmath.phase(u[2]), cmath.phase(u[1]))
             self.flip[w] ^= 1
         else:
             self._turn(w, u)
@@ -185,19 +225,19 @@ class Lowering:
         self.phase += zero
         self._emit_phase({(w,): one - zero})
 
-    def _turn(self, w: int, u: Array) -> None:
+    def _turn(self, w: int, u: One) -> None:
         """U = X^k P(after) RY P(before) with the fewest phases."""
-        reflects = np.max(np.abs(u.imag)) < TINY and u[0, 0].real * u[1, 1].real < 0
-        if reflects and abs(u[0, 0]) <= STEEP * abs(u[1, 0]):
+        reflects = max(abs(z.imag) for z in u) < TINY and u[0].real * u[3].real < 0
+        if reflects and abs(u[0]) <= STEEP * abs(u[2]):
             # e.g. H = X RY(pi/2)
-            self._real_turn(w, float(u[1, 0].real), float(u[0, 0].real))
+            self._real_turn(w, u[2].real, u[0].real)
             self.flip[w] ^= 1
             return
-        c, s = abs(u[0, 0]), abs(u[1, 0])
-        first = cmath.phase(u[0, 0])
+        c, s = abs(u[0]), abs(u[2])
+        first = cmath.phase(u[0])
         # U = e^{i first} [[c, -s e^{il}], [s e^{if}, c e^{i(f+l)}]]
-        after = cmath.phase(u[1, 0]) - first
-        before = cmath.phase(-u[0, 1]) - first
+        after = cmath.phase(u[2]) - first
+        before = cmath.phase(-u[1]) - first
         self.phase += first
         if all(abs(math.remainder(angle - math.pi, 2 * math.pi)) < 1e-9 for angle in (after, before)):
             after, before, s = 0.0, 0.0, -s
@@ -231,14 +271,16 @@ class Lowering:
             if u is None:
                 continue
             if len(wires) == 2 and len(parts.mixing) == 2 and not parts.monomial:
-                matrix = matrix @ (np.kron(np.eye(2), u) if p == 0 else np.kron(u, np.eye(2)))
+                matrix = matrix @ (np.kron(np.eye(2), _array(u)) if p == 0 else np.kron(_array(u), np.eye(2)))
                 del self.pending[w]
-            elif p not in parts.fixed or abs(u[0, 1]) > TINY or abs(u[1, 0]) > TINY:
+            elif p not in parts.fixed or abs(u[1]) > TINY or abs(u[2]) > TINY:
                 self._flush(w)  # else it commutes: wait for more
         controls = [wires[p] for p in parts.fixed]
         targets = [wires[p] for p in parts.mixing]
         if not targets:
-            self._diagonal(controls, [cmath.phase(complex(b[0, 0])) for b in parts.blocks])
+            self._diagonal(controls, parts.angles)
+        elif len(targets) == 1 and parts.inverted:
+            self._controlled_flips(controls, targets[0], parts)
         elif len(targets) == 1:
             self._multiplexed(controls, targets[0], parts.blocks)
         elif parts.monomial and not controls and len(targets) == 2:
@@ -270,14 +312,14 @@ class Lowering:
                 if value >> i & 1:
                     coefficient[value] -= coefficient[value ^ (1 << i)]
         self.phase += coefficient[0]
-        self._emit_phase({tuple(sorted(w for i, w in enumerate(wires) if value >> i & 1)): coefficient[value]
-                          for value in range(1, len(coefficient))})
+        terms = {}
+        for value in range(1, len(coefficient)):
+            if abs(coefficient[value]) > TINY:
+                terms[tuple(sorted([w for i, w in enumerate(wires) if value >> i & 1]))] = coefficient[value]
+        self._emit_phase(terms)
 
     def _multiplexed(self, controls: Sequence[int], target: int, blocks: Sequence[Array]) -> None:
         """One matrix on ``target`` for every value of the controls."""
-        if all(_monomial(b) for b in blocks):
-            self._controlled_flips(controls, target, blocks)
-            return
         # with no phases to take out, one controlled matrix a value; Z-Y-Z would add two phase terms of higher degree
         for value, block in enumerate(blocks):
             if np.max(np.abs(block - np.eye(2))) < TINY:
@@ -289,7 +331,8 @@ class Lowering:
 
     def _controlled(self, held: tuple[tuple[int, int], ...], target: int, block: Array) -> None:
         if not held:
-            self.pending[target] = block
+            self.pending[target] = (complex(block[0, 0]), complex(block[0, 1]), complex(block[1, 0]),
+                                    complex(block[1, 1]))
             self._flush(target)
             return
         if self.flip[target]:
@@ -297,16 +340,11 @@ class Lowering:
         self._push(Matrix(target, np.ascontiguousarray(block), held), (target, *(w for w, _ in held)))
         self.live[target] = True
 
-    def _controlled_flips(self, controls: Sequence[int], target: int, blocks: Sequence[Array]) -> None:
+    def _controlled_flips(self, controls: Sequence[int], target: int, parts: _Anatomy) -> None:
         """Every block is diagonal or anti-diagonal: phases first, then X where the controls say so."""
-        angles = []
-        inverted = []
-        for block in blocks:
-            turns = abs(block[0, 0]) < TINY
-            inverted.append(turns)
-            angles.append(cmath.phase(block[1, 0] if turns else block[0, 0]))
-        angles.extend(cmath.phase(block[0, 1] if abs(block[0, 0]) < TINY else block[1, 1]) for block in blocks)
-        self._diagonal([*controls, target], angles)
+        inverted = parts.inverted
+        if any(parts.angles):
+            self._diagonal([*controls, target], parts.angles)
         if len(controls) == 1 and inverted[0] != inverted[1]:
             self._cx(controls[0], target)
             if inverted[0]:
@@ -387,6 +425,9 @@ class Lowering:
             angle = math.remainder(angle, 2 * math.pi)
             if abs(angle) < TINY:
                 continue
+            if not any(self.flip[w] or not self.live[w] for w in wires):
+                stored[wires] = stored.get(wires, 0.0) + angle
+                continue
             parts: list[tuple[tuple[int, ...], float]] = [((), angle)]
             for w in wires:
                 if self.flip[w]:
@@ -399,7 +440,7 @@ class Lowering:
         stored = {w: a for w, a in stored.items() if abs(a) > TINY}
         if not stored:
             return
-        wires_used = tuple(sorted({w for term in stored for w in term}))
+        wires_used = next(iter(stored)) if len(stored) == 1 else tuple(sorted({w for term in stored for w in term}))
         merged = self._mergeable(wires_used)
         if merged is not None:
             for term, angle in stored.items():

@@ -7,45 +7,21 @@ size is allocated. Legend: a = address, x = basis state of the circuit, psi = am
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from executors.circuit.state import Placement, State
+from planners.circuit.outputs import PauliTerm, parse_pauli
 from workbench.errors import SpecError
+from workbench.files import atomic_path
 
 __all__ = ["PauliTerm", "amplitudes", "expectation", "largest", "marginal", "norm", "parse_pauli", "sample", "save"]
 
 CHUNK_BITS = 18
 """2^18 amplitudes a step: its temporaries stay in the last-level cache."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PauliTerm:
-    """coefficient times a product of Pauli matrices, ``paulis[q]`` one of X, Y, Z; qubits not named carry I."""
-
-    coefficient: float
-    paulis: Mapping[int, str]
-
-
-def parse_pauli(text: str, *, coefficient: float = 1.0) -> PauliTerm:
-    """``"X0 Z3 Y7"`` as a term.
-
-    Raises:
-        SpecError: a factor is not a letter X, Y, Z followed by a qubit, or a qubit comes twice.
-    """
-    paulis: dict[int, str] = {}
-    for factor in text.split():
-        letter, number = factor[:1].upper(), factor[1:]
-        if letter not in ("X", "Y", "Z") or not number.isdigit():
-            raise SpecError(f"{factor!r} is no Pauli factor", where=text, allowed=["X3", "Y0", "Z12"])
-        if int(number) in paulis:
-            raise SpecError(f"qubit {number} comes twice", where=text)
-        paulis[int(number)] = letter
-    return PauliTerm(coefficient=coefficient, paulis=paulis)
 
 
 def _bits(state: State) -> int:
@@ -167,10 +143,15 @@ def _pauli(state: State, flips: int, signs: int, high: int) -> complex:
 
 
 def save(state: State, placement: Placement, path: Path, *, qubits: int) -> None:
-    """Write the whole state in the circuit's own order as a NumPy ``.npy`` file, chunk by chunk (shape (2^qubits,))."""
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=state.dtype, shape=(1 << qubits,))
+    """Write the whole state in the circuit's own order as a NumPy ``.npy`` file, chunk by chunk (shape (2^qubits,)).
+
+    Raises:
+        WorkbenchError: the file cannot be written, or not all of it; none is left then.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(state.dtype), "fortran_order": False, "shape": (1 << qubits,)}
     step = 1 << min(CHUNK_BITS, qubits)
-    for start in range(0, 1 << qubits, step):
-        part = state[placement.index(np.arange(start, start + step))]
-        out[start : start + step] = part * placement.factor
-    out.flush()
+    with atomic_path(path) as part, part.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        for start in range(0, 1 << qubits, step):
+            piece = state[placement.index(np.arange(start, start + step))]
+            out.write((piece * placement.factor).astype(state.dtype).tobytes())

@@ -81,8 +81,7 @@ def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, thread
     size = np.result_type(dtype, np.complex64).itemsize << code.qubits
     room = shutil.disk_usage(path.parent).free
     if room < size:
-        raise Infeasible(f"the state file takes {size} bytes, the disk of {path.parent} has {room} free",
-                         hint="point TMPDIR at a larger disk")
+        raise _no_room(path, size, f"the disk has {room} free")
     kind = np.result_type(dtype, np.complex64)
     arena = allocate(1 << code.local_bits, kind)
     bits = code.local_bits
@@ -90,7 +89,7 @@ def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, thread
     file = {w: a for a, w in enumerate(code.stages[0].entry)}
     run = FileRun(code.placement)
     with path.open("w+b", buffering=0) as handle:
-        handle.truncate(kind.itemsize << code.qubits)
+        _reserve(handle.fileno(), path, size)
         for basis, amplitude in (start or {0: 1.0}).items():
             handle.seek(kind.itemsize * sum((basis >> w & 1) << a for w, a in file.items()))
             handle.write(np.array([amplitude], dtype=kind).tobytes())
@@ -120,6 +119,26 @@ def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, thread
     flip = sum(1 << where[a] for a in where if old.flip >> a & 1)
     run.placement = Placement(tuple(where[a] for a in old.address), flip, old.factor)
     return run
+
+
+def _reserve(descriptor: int, path: Path, size: int) -> None:
+    """Give the file its size, and where the system can its room, so that the disk cannot fill in the middle of a run.
+
+    Raises:
+        Infeasible: there is no room.
+    """
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.truncate(descriptor, size)
+    except OSError as error:
+        raise _no_room(path, size, error.strerror or str(error)) from None
+
+
+def _no_room(path: Path, size: int, reason: str) -> Infeasible:
+    return Infeasible(f"the state file takes {size} bytes in {path.parent}: {reason}",
+                      hint="point TMPDIR at a larger disk")
 
 
 def _trades(have: Sequence[int], want: Sequence[int]) -> list[tuple[int, int]]:
@@ -185,7 +204,12 @@ def _transfer(descriptor: int, arena: State, bits: Sequence[int], base: int, run
     for here, there in pieces:
         part = raw[here * size : (here + (1 << length)) * size].data
         while part.nbytes:
-            count = os.pwrite(descriptor, part, there * size) if write else os.preadv(descriptor, [part], there * size)
+            try:
+                count = (os.pwrite(descriptor, part, there * size) if write
+                         else os.preadv(descriptor, [part], there * size))
+            except OSError as error:
+                raise Infeasible(f"the state file failed at byte {there * size}: {error.strerror or error}",
+                                 hint="point TMPDIR at another disk") from None
             if not count:
                 raise OSError(f"the state file ended at byte {there * size}")
             done += count

@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from executors.circuit.compiled import Engine, threads_available
 from executors.circuit.emit import Program
 from executors.circuit.measure import amplitudes, largest, norm
 from executors.circuit.outofcore import StoredState, run_on_file
+from executors.circuit.outputs import check_for_ranks, read_outputs
 from executors.circuit.reference import Place, amplitude_faults, chosen_method
 from executors.circuit.sharded import (
     Exchange,
@@ -35,12 +37,15 @@ from executors.circuit.sharded import (
 from executors.circuit.state import Placement, State, allocate, clear_empty, free_bytes, prepare_zero
 from planners.circuit import Plan, Problem
 from planners.circuit.problem import STATE_SHARE
+from planners.circuit.words import stage_metrics
 from workbench.errors import Infeasible, SpecError
 from workbench.outcome import Metric, Outcome
 from workbench.plan import Violation
 from workbench.timeline import Span, Timeline
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from executors.circuit.ranks import RankResult
 
 __all__ = ["InProcess", "exchange_shards", "outcome_of", "run", "run_in_process", "verify"]
@@ -122,7 +127,7 @@ def run(problem: Problem, plan: Plan, *, device: str) -> Outcome:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        SpecError: an unknown device, or no GPU where one was asked for.
+        SpecError: an unknown device, no GPU where one was asked for, or an output that the circuit or ranks lack.
         Infeasible: not even one shard fits the memory limit, or the state the disk.
     """
     if device not in ("auto", "cpu", "cuda"):
@@ -179,7 +184,8 @@ def _out_of_core(problem: Problem, plan: Plan, code: ShardedCode, *, dtype: np.d
                         engine=on.name, threads=threads_available(), compile_s=compile_s,
                         passes=[len(stage.program.kernels) for stage in code.stages], norm_=norm(state), sent=0,
                         probes=probes, values=amplitudes(state, done.placement, probes), where=where,
-                        traffic=done.read_bytes + done.written_bytes)
+                        traffic=done.read_bytes + done.written_bytes,
+                        read=read_outputs(problem.outputs, state, done.placement, qubits=code.qubits))
 
 
 def _mebibytes(size: float) -> str:
@@ -196,6 +202,7 @@ def _as_rank(problem: Problem, plan: Plan, code: ShardedCode, *, dtype: np.dtype
     """This process is one rank of a job: every rank gets the whole job's metrics and its own shard's times."""
     from executors.circuit import ranks
 
+    check_for_ranks(problem.outputs, code.placement, code.local_bits)
     with ranks.group():
         part = ranks.run_rank(code, dtype=dtype, threads=threads_available(), on=on)
         return _rank_outcome(problem, plan, code, part, engine=on.name, compile_s=compile_s,
@@ -207,6 +214,7 @@ def _as_gpu_rank(problem: Problem, plan: Plan, dtype: np.dtype) -> Outcome:
 
     with ranks.group("nccl"):
         code, part = gpu.run_rank(problem, plan, dtype=dtype)
+        check_for_ranks(problem.outputs, code.placement, code.local_bits)
         return _rank_outcome(problem, plan, code, part, engine="cupy RawKernel", compile_s=0.0,
                              passes=[len(stage.kernels) for stage in plan.stages], device="cuda")
 
@@ -220,7 +228,10 @@ def _rank_outcome(problem: Problem, plan: Plan, code: ShardedCode, part: RankRes
     values = ranks.summed_complex(amplitudes(part.state, code.placement, probes, shard=part.rank), device=device)
     done = InProcess(part.state, part.stage_s, part.exchange_s, part.sent_bytes)
     return _outcome(problem, plan, code, done, engine=engine, threads=threads_available(), compile_s=compile_s,
-                    passes=passes, norm_=total[0], sent=int(total[1]), probes=probes, values=values)
+                    passes=passes, norm_=total[0], sent=int(total[1]), probes=probes, values=values,
+                    read=read_outputs(problem.outputs, part.state, code.placement, qubits=code.qubits,
+                                      add=lambda mine: ranks.summed_complex(mine, device=device), shard=part.rank,
+                                      shards=code.shards))
 
 
 def outcome_of(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *, engine: str, threads: int,
@@ -229,7 +240,8 @@ def outcome_of(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess,
     probes = _probes(code, done.state, code.placement, shard=0)
     values = amplitudes(done.state, code.placement, probes)
     return _outcome(problem, plan, code, done, engine=engine, threads=threads, compile_s=compile_s, passes=passes,
-                    norm_=norm(done.state), sent=sum(done.sent_bytes), probes=probes, values=values)
+                    norm_=norm(done.state), sent=sum(done.sent_bytes), probes=probes, values=values,
+                    read=read_outputs(problem.outputs, done.state, code.placement, qubits=code.qubits))
 
 
 def _probes(code: ShardedCode, state: State, placement: Placement, *, shard: int) -> list[int]:
@@ -243,7 +255,8 @@ def _probes(code: ShardedCode, state: State, placement: Placement, *, shard: int
 
 def _outcome(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *, engine: str, threads: int,
              compile_s: float, passes: list[int], norm_: float, sent: int, probes: list[int],
-             values: npt.NDArray[np.complex128], where: str = "memory", traffic: int = 0) -> Outcome:
+             values: npt.NDArray[np.complex128], read: tuple[dict[str, pd.DataFrame], tuple[Metric, ...]],
+             where: str = "memory", traffic: int = 0) -> Outcome:
     import pandas as pd
 
     place = Place(_room(problem), alone=not in_job())
@@ -279,6 +292,8 @@ def _outcome(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *
                    unit="bytes/s", about="State bytes read and written by the kernels, a second."),
             Metric(name="bandwidth_limit_bytes_per_s", value=limit, unit="bytes/s",
                    about="The same for a pass that only scales the state, on this machine now."),
+            *stage_metrics(done.stage_s),
+            *read[1],
         ),
         timeline=Timeline.from_spans(spans),
         counters={"kernels": sum(passes), "exchanges": len(done.exchange_s), "shards": code.shards,
@@ -286,16 +301,24 @@ def _outcome(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *
         tables={"stages": stages,
                 "amplitudes": pd.DataFrame({"basis": probes, "real": values.real, "imag": values.imag}),
                 "engine": pd.DataFrame({"engine": [engine], "state": [where],
-                                        "check": [chosen_method(problem, place)]})},
+                                        "check": [chosen_method(problem, place)]}),
+                **read[0]},
     )
 
 
 def pass_bytes_per_s(state: State) -> float:
-    """Bytes read and written a second by an in-place multiplication of (a part of) the state by one."""
+    """Bytes read and written a second when every processor scales its share of (a part of) the state in place."""
     part = state[: 1 << 22]
-    began = time.perf_counter()
-    np.multiply(part, 1, out=part)
-    return 2 * part.nbytes / max(time.perf_counter() - began, 1e-9)
+    shares = [share for share in np.array_split(part.view(part.real.dtype), threads_available()) if len(share)]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        list(pool.map(_scale, shares))  # threads exist, and pages and caches are as a pass leaves them
+        began = time.perf_counter()
+        list(pool.map(_scale, shares))
+        return 2 * part.nbytes / max(time.perf_counter() - began, 1e-9)
+
+
+def _scale(share: npt.NDArray[np.floating]) -> None:
+    np.multiply(share, 1, out=share)
 
 
 def verify(problem: Problem, plan: Plan, outcome: Outcome) -> list[Violation]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from executors.circuit.outputs import TABLES
 from planners.circuit import Plan, Problem
 from workbench.outcome import Outcome
 
 __all__ = ["sections"]
+
+_ROWS = 64
+"""Rows of a table on the page; the run folder has all."""
 
 
 def sections(problem: Problem, plan: Plan, costs: Any, outcome: Outcome) -> list[Any]:
@@ -25,4 +29,7 @@ def sections(problem: Problem, plan: Plan, costs: Any, outcome: Outcome) -> list
         Fact("limit", outcome["bandwidth_limit_bytes_per_s"] / 1e9, "GB/s", "a pass that only scales the state"),
         *(Fact(name, str(values.iloc[0])) for name, values in outcome.tables["engine"].items()),
     ])
-    return [Section("Stages on this machine", [facts, Table.of("Predicted and measured time", rows)])]
+    stages = Section("Stages on this machine", [facts, Table.of("Predicted and measured time", rows)])
+    asked = [Table.of(caption, outcome.tables[name].head(_ROWS).to_dict("records"))
+             for name, caption in TABLES.items() if name in outcome.tables]
+    return [stages, Section("What was asked of the state", asked)] if asked else [stages]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from planners.circuit import Circuit, Plan, Problem
 from planners.circuit.problem import gate_class, move
+from planners.circuit.words import stage_metrics
 from workbench.outcome import Metric, Outcome
 from workbench.timeline import Span, Timeline
 
@@ -89,6 +90,7 @@ def simulate(problem: Problem, plan: Plan, costs: Any) -> Outcome:
             Metric(name="communication_s", value=exchange_s, unit="s", about="All exchanges between stages."),
             Metric(name="stages", value=len(plan.stages), unit="", about="Stages of the plan."),
             Metric(name="exchanged_bytes", value=sent, unit="bytes", about="Sent by all shards together."),
+            *stage_metrics([sum(kernel.cost_s for kernel in stage.kernels) for stage in plan.stages]),
         ),
         timeline=Timeline.from_spans(spans),
         counters={"kernels": sum(len(s.kernels) for s in plan.stages), "exchanges": len(moves),

@@ -12,7 +12,7 @@ Consecutive sets share at least ``run`` wires, which sit at the lowest addresses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from executors.circuit.lower import Dense, Flip, Matrix, Phase, Primitive, Turn
@@ -50,14 +50,32 @@ def _roles(p: Primitive) -> list[tuple[int, str]]:
     return [(w, "m") for w in mixed] + [(w, "r") for w, _ in p.controls]
 
 
-def _needs(p: Primitive) -> frozenset[int]:
+def _kind(p: Primitive) -> str:
+    return "phase" if isinstance(p, Phase) else "flip" if isinstance(p, Flip) else "matrix"
+
+
+def _needs(p: Primitive) -> int:
+    """Wires that must lie in the tile."""
     if isinstance(p, Phase):
-        return frozenset()
+        return 0
     if isinstance(p, Flip):
-        return frozenset((p.target,))
+        return 1 << p.target
     if isinstance(p, Dense):
-        return frozenset(p.wires)
-    return frozenset((p.wire,))
+        return mask_of(p.wires)
+    return 1 << p.wire
+
+
+def mask_of(wires: Iterable[int]) -> int:
+    """A set of wires as the bits of a number."""
+    mask = 0
+    for w in wires:
+        mask |= 1 << w
+    return mask
+
+
+def _wires(mask: int) -> list[int]:
+    """The wires of a mask, ascending."""
+    return [w for w in range(mask.bit_length()) if mask >> w & 1]
 
 
 class _Order:
@@ -65,6 +83,7 @@ class _Order:
 
     def __init__(self, primitives: Sequence[Primitive]) -> None:
         self.primitives = primitives
+        self.kind = [_kind(p) for p in primitives]
         self.needs = [_needs(p) for p in primitives]
         self.groups: list[list[int]] = []
         self.following: list[int] = []
@@ -99,40 +118,38 @@ class _Order:
     def fork(self) -> _Order:
         """A copy whose execution leaves this one alone (the order itself is shared)."""
         twin = object.__new__(_Order)
-        twin.primitives, twin.needs = self.primitives, self.needs
+        twin.primitives, twin.kind, twin.needs = self.primitives, self.kind, self.needs
         twin.groups, twin.following, twin.of = self.groups, self.following, self.of
         twin.waiting, twin.left, twin.ready = self.waiting.copy(), self.left.copy(), self.ready.copy()
         twin.remaining = self.remaining
         return twin
 
-    def run(self, i: int) -> list[int]:
-        """Execute ready primitive i; returns those that became ready (``ready`` itself is the caller's to edit)."""
-        freed = []
-        self.remaining -= 1
-        for group in self.of[i]:
-            self.left[group] -= 1
-            if self.left[group] == 0:
-                after = self.following[group]
-                if after >= 0:
-                    for j in self.groups[after]:
-                        self.waiting[j] -= 1
-                        if self.waiting[j] == 0:
-                            freed.append(j)
-        return freed
+    def drain(self, inside: int, kind: str | None = None) -> list[int]:
+        """Execute all that needs only wires of ``inside`` (and is of one kind) until nothing is ready; the order.
 
-    def drain(self, allowed: Callable[[int], bool]) -> list[int]:
-        """Execute everything allowed until nothing is ready; returns the order. ``ready`` keeps the rest."""
-        done, stack, rest = [], self.ready, []
+        ``ready`` keeps the rest.
+        """
+        needs, kinds, left, waiting = self.needs, self.kind, self.left, self.waiting
+        done: list[int] = []
+        rest: list[int] = []
+        stack = self.ready
         while stack:
-            following = []
+            following: list[int] = []
             for i in stack:
-                if allowed(i):
-                    done.append(i)
-                    following.extend(self.run(i))
-                else:
+                if needs[i] & ~inside or (kind is not None and kinds[i] != kind):
                     rest.append(i)
+                    continue
+                done.append(i)
+                for group in self.of[i]:
+                    left[group] -= 1
+                    if left[group] == 0 and (after := self.following[group]) >= 0:
+                        for j in self.groups[after]:
+                            waiting[j] -= 1
+                            if waiting[j] == 0:
+                                following.append(j)
             stack = following
         self.ready = rest
+        self.remaining -= len(done)
         return done
 
 
@@ -149,13 +166,13 @@ def tile_kernels(primitives: Sequence[Primitive], *, wires: Sequence[int], size:
     """
     order = _Order(primitives)
     size, run = min(size, len(wires)), min(run, len(wires))
-    chosen: list[tuple[frozenset[int], tuple[Step, ...]]] = []
-    previous = None if low is None else frozenset(low)
+    chosen: list[tuple[int, tuple[Step, ...]]] = []
+    previous = None if low is None else mask_of(low)
     while order.remaining:
         wanted = _choose(order, size, run, previous)
         if not wanted:
             trial = order.fork()
-            trial.drain(lambda i: not order.needs[i])
+            trial.drain(0)
             if trial.ready:
                 wanted = _step_towards(order.needs[min(trial.ready)], size, run, previous)
             elif chosen:
@@ -166,32 +183,32 @@ def tile_kernels(primitives: Sequence[Primitive], *, wires: Sequence[int], size:
         previous = group
     if order.remaining:
         group, before = chosen[-1]
-        rest = tuple(order.primitives[i] for i in order.drain(lambda i: True))
+        rest = tuple(order.primitives[i] for i in order.drain(-1))
         chosen[-1] = (group, (*before, Step("phase", rest)))
     return _with_low(chosen, run, low)
 
 
-def _step_towards(needs: frozenset[int], size: int, run: int, previous: frozenset[int] | None) -> frozenset[int]:
+def _step_towards(needs: int, size: int, run: int, previous: int | None) -> int:
     """A set on the way to a gate whose wires cannot all enter at once: a kernel that only moves wires."""
-    if len(needs) > size:
-        raise SpecError(f"a gate mixes {len(needs)} qubits, more than the {size} of a tile")
+    if needs.bit_count() > size:
+        raise SpecError(f"a gate mixes {needs.bit_count()} qubits, more than the {size} of a tile")
     assert previous is not None and size > run, "from a free layout every gate that fits can be reached"
-    return frozenset([*sorted(needs & previous), *sorted(needs - previous)[: size - run]])
+    return needs & previous | mask_of(_wires(needs & ~previous)[: size - run])
 
 
-def _fill(wanted: frozenset[int], size: int, before: frozenset[int] | None, wires: Sequence[int]) -> frozenset[int]:
+def _fill(wanted: int, size: int, before: int | None, wires: Sequence[int]) -> int:
     """Bring a set to full size, with wires of the kernel before it first."""
-    group = set(wanted)
-    for w in [*sorted(before or ()), *wires]:
-        if len(group) >= size:
+    group = wanted
+    for w in [*_wires(before or 0), *wires]:
+        if group.bit_count() >= size:
             break
-        group.add(w)
-    return frozenset(group)
+        group |= 1 << w
+    return group
 
 
-def _choose(order: _Order, size: int, run: int, previous: frozenset[int] | None) -> frozenset[int]:
+def _choose(order: _Order, size: int, run: int, previous: int | None) -> int:
     """The set, among several growth rules, that lets most primitives run."""
-    best: tuple[int, frozenset[int]] = (-1, frozenset())
+    best = (-1, 0)
     for rule in (_earliest, _nearest):
         group, done = _grow(order.fork(), size, run, previous, rule)
         if done > best[0]:
@@ -201,60 +218,49 @@ def _choose(order: _Order, size: int, run: int, previous: frozenset[int] | None)
     return best[1]
 
 
-def _earliest(blocked: list[int], missing: dict[int, frozenset[int]]) -> int:
-    return min(blocked)
+def _earliest(missing: dict[int, int]) -> int:
+    return min(missing)
 
 
-def _nearest(blocked: list[int], missing: dict[int, frozenset[int]]) -> int:
+def _nearest(missing: dict[int, int]) -> int:
     """Fewest missing wires, then the wires most blocked primitives wait for."""
-    votes: dict[frozenset[int], int] = {}
-    for i in blocked:
-        votes[missing[i]] = votes.get(missing[i], 0) + 1
-    return min(blocked, key=lambda i: (len(missing[i]), -votes[missing[i]], i))
+    votes: dict[int, int] = {}
+    for lacks in missing.values():
+        votes[lacks] = votes.get(lacks, 0) + 1
+    return min(missing, key=lambda i: (missing[i].bit_count(), -votes[missing[i]], i))
 
 
-def _grow(order: _Order, size: int, run: int, previous: frozenset[int] | None,
-          rule: Callable[[list[int], dict[int, frozenset[int]]], int]) -> tuple[frozenset[int], int]:
-    group: set[int] = set()
+def _grow(order: _Order, size: int, run: int, previous: int | None, rule: Callable[[dict[int, int]], int]
+          ) -> tuple[int, int]:
+    """(wires, primitives that mix any of them and run): ``rule`` picks which blocked primitive to let in next."""
+    needs = order.needs
+    group, count = 0, 0
     fresh = size if previous is None else size - run
-    count = 0
-
-    def fits(i: int) -> bool:
-        return order.needs[i] <= group
-
+    old = 0 if previous is None else previous
     while True:
-        done = order.drain(fits)
-        count += sum(1 for i in done if order.needs[i])
+        count += sum(1 for i in order.drain(group) if needs[i])
         missing = {}
+        room = size - group.bit_count()
         for i in order.ready:
-            lacks = order.needs[i] - group
-            new = lacks if previous is None else lacks - previous
-            if len(group) + len(lacks) <= size and len(new) <= fresh:
+            lacks = needs[i] & ~group
+            if lacks.bit_count() <= room and (lacks & ~old).bit_count() <= fresh:
                 missing[i] = lacks
         if not missing:
-            return frozenset(group), count
-        lacks = missing[rule(list(missing), missing)]
-        fresh -= len(lacks if previous is None else lacks - previous)
-        group.update(lacks)
+            return group, count
+        lacks = missing[rule(missing)]
+        fresh -= (lacks & ~old).bit_count()
+        group |= lacks
 
 
-def _schedule(order: _Order, group: frozenset[int]) -> list[Step]:
+def _schedule(order: _Order, group: int) -> list[Step]:
     """Execute on ``order`` all that the group allows, in passes of one kind."""
-    primitives = order.primitives
-
-    def inside(kind: str) -> Callable[[int], bool]:
-        if kind == "phase":
-            return lambda i: isinstance(primitives[i], Phase)
-        if kind == "flip":
-            return lambda i: isinstance(primitives[i], Flip) and order.needs[i] <= group
-        return lambda i: not isinstance(primitives[i], Phase | Flip) and order.needs[i] <= group
-
     steps: list[Step] = []
 
     def perform(kind: str) -> bool:
-        done = order.drain(inside(kind))
+        # phases lie anywhere: they need no wire inside
+        done = order.drain(group, kind)
         if done:
-            steps.append(Step(kind, tuple(primitives[i] for i in done)))
+            steps.append(Step(kind, tuple(order.primitives[i] for i in done)))
         return bool(done)
 
     while True:
@@ -262,28 +268,29 @@ def _schedule(order: _Order, group: frozenset[int]) -> list[Step]:
             continue
         trial = order.fork()
         known = set(order.ready)
-        trial.drain(inside("phase"))
-        if any(i not in known and order.needs[i] and order.needs[i] <= group for i in trial.ready):
+        trial.drain(group, "phase")
+        if any(i not in known and order.needs[i] and not order.needs[i] & ~group for i in trial.ready):
             perform("phase")
             continue
         if not perform("flip"):
             return steps
 
 
-def _with_low(chosen: Sequence[tuple[frozenset[int], tuple[Step, ...]]], run: int,
+def _with_low(chosen: Sequence[tuple[int, tuple[Step, ...]]], run: int,
               low: Sequence[int] | None) -> list[TileKernel]:
     """Decide which wires sit at the lowest addresses in each kernel, changing as few as possible."""
     result = []
     current = None if low is None else list(low)
-    for index, (group, steps) in enumerate(chosen):
+    wires = [frozenset(_wires(mask)) for mask, _ in chosen]
+    for index, (group, (_, steps)) in enumerate(zip(wires, chosen, strict=True)):
         if current is None:
-            following = chosen[index + 1][0] if index + 1 < len(chosen) else group
+            following = wires[index + 1] if index + 1 < len(chosen) else group
             current = sorted(group, key=lambda w: (w not in following, w))[:run]
         missing = [w for w in current if w not in group]
         assert not missing, "the wires at the lowest addresses belong to the tile"
         result.append(TileKernel(group, tuple(current), steps))
         if index + 1 < len(chosen):
-            following = chosen[index + 1][0]
+            following = wires[index + 1]
             spare = [w for w in sorted(group & following) if w not in current]
             current = [w if w in following else spare.pop(0) for w in current]
     return result

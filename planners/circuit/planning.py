@@ -84,6 +84,7 @@ def plan(problem: Problem, costs: CostModel, *, planner: str, solver: str, time_
         raise SpecError(f"no planner is called {planner!r}", where="planner.name", allowed=_METHODS,
                         hint=f"did you mean {close!r}?" if close else None)
     source = source_circuit(problem)
+    problem.outputs.check(source.qubits)
     shape = shape_of(problem.machine, source.qubits)
     stage, kernelizer, _ = _METHODS[planner]
     candidates = stage(source, shape, _Search(solver, time_limit_s, seed))

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from planners.circuit.ir import Circuit, Gate
+from planners.circuit.outputs import Outputs
 from workbench.costs import Source as CostSource
 from workbench.errors import MissingProfile, SpecError
 from workbench.plan import Certificate
@@ -147,6 +148,7 @@ class Problem:
     kernels: KernelLimits = about("Sizes of kernels.", default_factory=KernelLimits)
     swaps: Literal["relabel", "keep"] = about(
         "relabel: SWAP gates become renamed wires; keep: they run as gates on local qubits.", default="relabel")
+    outputs: Outputs = about("What a run reads from the final state.", default_factory=Outputs)
 
 
 @spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from planners.circuit.load import source_circuit
@@ -12,7 +13,7 @@ from workbench.costs import CostModel
 from workbench.errors import WorkbenchError
 from workbench.outcome import Metric
 
-__all__ = ["comparison", "decision", "headline", "in_words", "predicted"]
+__all__ = ["comparison", "decision", "headline", "in_words", "predicted", "stage_metrics"]
 
 Row = dict[str, Any]
 
@@ -61,7 +62,14 @@ def predicted(problem: Problem, plan: Plan) -> tuple[Metric, ...]:
         Metric(name="kernels", value=len(kernels), unit="", about="Kernels of one shard."),
         Metric(name="fusion_kernels", value=sum(k.kind == "fusion" for k in kernels), unit="",
                about="Kernels that apply one dense matrix."),
+        *stage_metrics([sum(kernel.cost_s for kernel in stage.kernels) for stage in plan.stages]),
     )
+
+
+def stage_metrics(seconds: Sequence[float]) -> tuple[Metric, ...]:
+    """The kernels of every stage as metrics, so that all clocks stand side by side for each."""
+    return tuple(Metric(name=f"stage_{k}_s", value=value, unit="s", about=f"Kernels of stage {k}.")
+                 for k, value in enumerate(seconds))
 
 
 def headline(plan: Plan) -> str:

@@ -39,7 +39,8 @@ def main() -> None:
     print(f"# {args.qubits} qubits, {args.precision}, {threads_available()} threads, {on.name}; calibrated in "
           f"{time.perf_counter() - began:.0f} s")
     for size, table in costs.items():
-        print(f"# at {size} qubits, ps an amplitude: load {1e12 * table.load_s:.0f}, store {1e12 * table.store_s:.0f}, "
+        print(f"# at {size} qubits, ps an amplitude: load {1e12 * table.load_s:.0f}, store {1e12 * table.store_s:.0f} "
+              f"(beyond the cache {1e12 * table.far_load_s:.0f}, {1e12 * table.far_store_s:.0f}), "
               + ", ".join(f"{name} {1e12 * value:.0f}" for name, value in table.class_s.items()))
     state = allocate(1 << args.qubits, np.result_type(dtype, np.complex64))
     began = time.perf_counter()

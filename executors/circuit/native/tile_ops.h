@@ -473,8 +473,9 @@ static void NAME(load)(vec *restrict t, const REAL *restrict state, const struct
     }
 }
 
+/* Tile out. Rows that were not read are streamed where the state exceeds the cache: no line is fetched to be lost. */
 static void NAME(store)(const vec *restrict t, REAL *restrict state, const struct kernel *k, const int64_t *offset,
-                        uint64_t start) {
+                        uint64_t start, int streamed) {
     const long count = 1L << (k->bits - k->run), vectors = 1L << (k->run - LW);
     const vec scale = splat((REAL)k->scale);
     ivec first, second;
@@ -485,6 +486,14 @@ static void NAME(store)(const vec *restrict t, REAL *restrict state, const struc
     for (long r = 0; r < count; r++) {
         const vec *from = t + 2 * vectors * r;
         vec *to = (vec *)(state + 2 * (start + (uint64_t)offset[r]));
+        if (streamed && ((uint64_t)offset[r] & k->empty)) {
+            for (long j = 0; j < vectors; j++) {
+                const vec x = scale * from[2 * j], y = scale * from[2 * j + 1];
+                STREAM(to + 2 * j, shuffle2(x, y, first));
+                STREAM(to + 2 * j + 1, shuffle2(x, y, second));
+            }
+            continue;
+        }
         for (long j = 0; j < vectors; j++) {
             const vec x = scale * from[2 * j], y = scale * from[2 * j + 1];
             to[2 * j] = shuffle2(x, y, first);
@@ -495,7 +504,8 @@ static void NAME(store)(const vec *restrict t, REAL *restrict state, const struc
 
 /* All operations of one kernel on the tile that starts at `start`; `outside` also holds the shard's own bits. */
 static void NAME(run_tile)(const struct kernel *k, const struct op *ops, const REAL *reals, const int64_t *ints,
-                           REAL *state, const int64_t *offset, uint64_t start, uint64_t outside, void *scratch) {
+                           REAL *state, const int64_t *offset, uint64_t start, uint64_t outside, int streamed,
+                           void *scratch) {
     const long rows = 1L << (k->bits - LW);
     vec *t = (vec *)scratch, *u = t + 2 * rows;
     REAL *work = (REAL *)(u + 2 * rows);
@@ -525,7 +535,7 @@ static void NAME(run_tile)(const struct kernel *k, const struct op *ops, const R
         }
         }
     }
-    NAME(store)(t, state, k, offset, start);
+    NAME(store)(t, state, k, offset, start, streamed);
 }
 
 #undef TURN

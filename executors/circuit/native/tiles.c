@@ -1,9 +1,13 @@
 /* Tile executor: runs a compiled program of tile kernels over an interleaved complex state, in place, on all threads.
  *
- * Compiled once an instruction set: -DVECTOR_BYTES=16|32|64 and -DENTRY=<symbol>, with the matching -m flags.
- * The layouts of struct op and struct kernel are mirrored by the record types in native.py.
+ * Compiled once an instruction set: -DVECTOR_BYTES=16|32|64 and -DENTRY=<symbol>, with the matching -m flags, and
+ * -DCACHED_BYTES=<size>, up to which a state may lie in a last-level cache (larger ones are written around it).
+ * The layouts of struct op and struct kernel are mirrored by the record types in emit.py.
  */
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -13,6 +17,8 @@
 #define MAX_BITS 6
 #define MAX_HELD 32
 #define AHEAD 8 /* rows fetched ahead of the one being loaded */
+#define SPINS 2000 /* looks at the barrier before a thread sleeps there: about what waking it takes */
+#define SPARES 64
 
 enum { OP_ROTATE_ROWS, OP_ROTATE_LANES, OP_MATRIX_ROW, OP_MATRIX_LANE, OP_DENSE_ROWS, OP_DENSE_MIXED, OP_DENSE_LANES,
        OP_DENSE_ANY, OP_PHASE, OP_PERMUTE };
@@ -30,6 +36,14 @@ struct kernel {
     uint64_t inside, empty; /* address bits in the tile; address bits still known to be zero on entry */
     double scale;
 };
+
+#if defined(__x86_64__) || defined(__i386__)
+#define RELAX() _mm_pause()
+#define FLUSH_STREAMS() _mm_sfence()
+#else
+#define RELAX() ((void)0)
+#define FLUSH_STREAMS() ((void)0)
+#endif
 
 /* i with a zero inserted at bit position b. */
 static inline long gap(long i, int b) {
@@ -52,7 +66,19 @@ static int held_bits(const struct op *o, int lanes, int *fixed) {
         if ((mask >> b) & 1) fixed[held++] = b;
     return held;
 }
+
 #define VB VECTOR_BYTES
+
+/* One vector to memory that nobody reads soon: not fetched first, not kept in a cache. */
+#if VECTOR_BYTES == 64 && defined(__AVX512F__)
+#define STREAM(to, x) _mm512_stream_si512((__m512i *)(to), (__m512i)(x))
+#elif VECTOR_BYTES == 32 && defined(__AVX__)
+#define STREAM(to, x) _mm256_stream_si256((__m256i *)(to), (__m256i)(x))
+#elif VECTOR_BYTES == 16 && defined(__SSE2__)
+#define STREAM(to, x) _mm_stream_si128((__m128i *)(to), (__m128i)(x))
+#else
+#define STREAM(to, x) (*(to) = (x))
+#endif
 
 #define REAL float
 #define INT int32_t
@@ -91,7 +117,7 @@ struct team {
     pthread_mutex_t lock;
     pthread_cond_t turned;
     int waiting, failed;
-    long generation;
+    long generation;       /* read without the lock by those that spin */
     long next;             /* next tile of the current kernel */
     int64_t *offset;       /* row offsets of the current kernel */
     double began;
@@ -126,12 +152,54 @@ static void turn(struct team *team, long k) {
         team->p->seconds[k] = now() - team->began;
         if (k + 1 < team->p->kernels) prepare(team, k + 1);
         team->waiting = 0;
-        team->generation++;
+        __atomic_store_n(&team->generation, mine + 1, __ATOMIC_RELEASE);
         pthread_cond_broadcast(&team->turned);
-    } else {
-        while (team->generation == mine) pthread_cond_wait(&team->turned, &team->lock);
+        pthread_mutex_unlock(&team->lock);
+        return;
     }
     pthread_mutex_unlock(&team->lock);
+    for (int i = 0; i < SPINS; i++) {
+        if (__atomic_load_n(&team->generation, __ATOMIC_ACQUIRE) != mine) return;
+        RELAX();
+    }
+    pthread_mutex_lock(&team->lock);
+    while (team->generation == mine) pthread_cond_wait(&team->turned, &team->lock);
+    pthread_mutex_unlock(&team->lock);
+}
+
+/* Tiles outlive a run: fresh pages would cost a small circuit more than its arithmetic. */
+static struct spare { void *memory; size_t size; int taken; } spares[SPARES];
+static pthread_mutex_t spares_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void *take(size_t size) {
+    struct spare *slot = 0;
+    pthread_mutex_lock(&spares_lock);
+    for (int i = 0; i < SPARES; i++) {
+        struct spare *s = spares + i;
+        if (s->taken) continue;
+        if (!slot || (s->size >= size && slot->size < size)) slot = s;
+    }
+    if (slot) slot->taken = 1;
+    pthread_mutex_unlock(&spares_lock);
+    if (slot && slot->size >= size) return slot->memory;
+    void *memory = 0;
+    if (posix_memalign(&memory, 4096, size)) memory = 0;
+    if (slot) {
+        free(slot->memory);
+        slot->memory = memory;
+        slot->size = memory ? size : 0;
+        slot->taken = memory != 0;
+    }
+    return memory;
+}
+
+static void give(void *memory) {
+    int kept = 0;
+    pthread_mutex_lock(&spares_lock);
+    for (int i = 0; i < SPARES && memory && !kept; i++)
+        if (spares[i].memory == memory) { spares[i].taken = 0; kept = 1; }
+    pthread_mutex_unlock(&spares_lock);
+    if (!kept) free(memory);
 }
 
 static int64_t widest(const struct program *p) {
@@ -140,30 +208,43 @@ static int64_t widest(const struct program *p) {
     return bits;
 }
 
+static uint64_t across_tiles(const struct program *p, const struct kernel *kernel) {
+    return ((1ULL << p->address_bits) - 1) & ~kernel->inside & ~kernel->empty;
+}
+
+static long most_tiles(const struct program *p) {
+    long most = 0;
+    for (int64_t k = 0; k < p->kernels; k++) {
+        const long tiles = 1L << __builtin_popcountll(across_tiles(p, p->kernel + k));
+        if (tiles > most) most = tiles;
+    }
+    return most;
+}
+
 static void *work(void *argument) {
     struct team *team = argument;
     const struct program *p = team->p;
     const int64_t tile = 2LL * p->precision << widest(p);
-    void *scratch = 0;
-    if (posix_memalign(&scratch, 4096, (size_t)(2 * tile + 65536 + tile / 4))) scratch = 0;
+    const int streamed = 2L * p->precision << p->address_bits > CACHED_BYTES;
+    void *scratch = take((size_t)(2 * tile + 65536 + tile / 4));
     if (!scratch) __atomic_store_n(&team->failed, 1, __ATOMIC_RELAXED);
     for (int64_t k = 0; k < p->kernels; k++) {
         const struct kernel *kernel = p->kernel + k;
-        const uint64_t all = (1ULL << p->address_bits) - 1;
-        const uint64_t across = all & ~kernel->inside & ~kernel->empty;
+        const uint64_t across = across_tiles(p, kernel);
         const long tiles = 1L << __builtin_popcountll(across);
         for (;;) {
             const long i = __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED);
             if (i >= tiles || !scratch) break;
             const uint64_t start = deposit((uint64_t)i, across), outside = start | p->shard << p->address_bits;
             if (p->precision == 4)
-                single_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, scratch);
+                single_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, streamed, scratch);
             else
-                double_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, scratch);
+                double_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, streamed, scratch);
         }
+        FLUSH_STREAMS();
         turn(team, k);
     }
-    free(scratch);
+    give(scratch);
     return 0;
 }
 
@@ -178,9 +259,10 @@ int ENTRY(const struct program *p) {
     pthread_cond_init(&team.turned, 0);
     prepare(&team, 0);
     struct program fewer = *p;
+    const int useful = most_tiles(p) < p->threads ? (int)most_tiles(p) : p->threads;
     int started = 1;
     pthread_mutex_lock(&team.lock);
-    while (started < p->threads && !pthread_create(&thread[started], 0, work, &team)) started++;
+    while (started < useful && !pthread_create(&thread[started], 0, work, &team)) started++;
     fewer.threads = started;
     team.p = &fewer;
     pthread_mutex_unlock(&team.lock);
