@@ -9,6 +9,7 @@ depth-first walk from the outputs through operands in order, so isomorphic sub-g
 have the same structure, and ``Structure.digest`` (sha256) is the key of the cost store. A kernel is called with the
 stored tensors ``Candidate.inputs`` in that order and returns ``Candidate.outputs`` in that order; views are applied
 inside, each output is stored with the strides its entry says. A structure alone suffices to build and time a kernel.
+Measured times are read from the store that ``traces.profiles.kernels`` describes.
 """
 
 from __future__ import annotations
