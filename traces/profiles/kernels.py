@@ -8,8 +8,8 @@ A store is one file of JSON lines for one set of conditions. Its first line is t
 ``{"format": 1, "conditions": {"device": "cpu", "processor": "…", "threads": 1, "torch": "2.13.0", "date": "…"}}``;
 every other line is a row, and a later row replaces an earlier one for the same key:
 ``{"kernel": digest, "backend": "eager", "seconds": 1.2e-05}``, with ``"seconds": null`` and ``"why"`` where it cannot
-run; ``{"boundary": {"per_kernel_s": 1e-06, "per_byte_s": 1e-12}}``. Rows may hold more keys (spread, runs); readers pass
-over them. A last line without its end (the writer was stopped) is passed over too.
+run; ``{"boundary": {"per_kernel_s": 1e-06, "per_byte_s": 1e-12}}``. Rows may hold more keys (spread, runs); readers
+pass over them. A last line without its end (the writer was stopped) is passed over too.
 """
 
 from __future__ import annotations

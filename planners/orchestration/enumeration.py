@@ -1,0 +1,364 @@
+"""Candidate kernels of a primitive graph, each structure once.
+
+Paper: Korch, arXiv 2406.09465, section 4.2, finds convex sets as differences of execution states (down-sets). Here each
+kernel is grown backwards from the primitive that makes its output: a member's operand is either read from memory or
+made inside, by one of its producers. Sets are bit masks and met once. With ``convex`` this gives the paper's kernels (a
+convex set with one sink has all its prefixes, latest member first, convex); ``cone`` drops the test: a member that
+somebody outside also needs is computed twice, and a tensor between two members may come from outside.
+Convexity is judged in the captured program; tensors of rewrites by their own producers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from planners.orchestration.candidates import Candidate, Structure, candidate, structure
+from planners.orchestration.graph import GraphIndex, PrimitiveGraph
+from planners.orchestration.problem import Limits
+from workbench.spec import canonical_json, dump
+
+__all__ = ["Grown", "Kernels", "bits", "enumerate_kernels"]
+
+
+def bits(mask: int) -> Iterator[int]:
+    """Positions of the set bits, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A candidate by numbers: masks of primitives and of tensors."""
+
+    members: int
+    reads: int
+    """Tensors read from outside that somebody must have made."""
+    makes: tuple[int, ...]
+    """Tensors stored."""
+    kind: int
+    """Number of its structure."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """All candidates of a graph."""
+
+    index: GraphIndex
+    tensors: tuple[str, ...]
+    """Names of the tensors that primitives make, by number."""
+    grown: tuple[Grown, ...]
+    capped: int
+    """Primitives from which more kernels could have been grown than ``per_output`` allows."""
+    _digests: dict[int, str] = field(default_factory=dict, repr=False)
+    _examples: dict[int, Grown] = field(default_factory=dict, repr=False)
+
+    @property
+    def kinds(self) -> int:
+        """Number of different structures."""
+        return len(self._examples)
+
+    def candidate(self, grown: Grown) -> Candidate:
+        """The candidate with names."""
+        return candidate(self.index, tuple(bits(grown.members)), tuple(self.tensors[t] for t in grown.makes))
+
+    def structure(self, kind: int) -> Structure:
+        """The structure with number ``kind``."""
+        return structure(self.index, self.candidate(self._examples[kind]))
+
+    def digest(self, kind: int) -> str:
+        """Digest of the structure with number ``kind``: the key of its cost."""
+        if kind not in self._digests:
+            self._digests[kind] = self.structure(kind).digest()
+        return self._digests[kind]
+
+
+def enumerate_kernels(graph: PrimitiveGraph, limits: Limits) -> Kernels:
+    """Every candidate within the limits; single primitives always."""
+    return _Enumerator(graph, limits).run()
+
+
+class _Enumerator:
+    """Primitives and made tensors by number; ``live`` are those that outputs can depend on."""
+
+    def __init__(self, graph: PrimitiveGraph, limits: Limits) -> None:
+        self.limits = limits
+        self.index = GraphIndex(graph)
+        self.primitives = graph.primitives
+        self.tensors = tuple(self.index.producers)
+        self.number = {name: i for i, name in enumerate(self.tensors)}
+        self.makers = [self.index.producers[name] for name in self.tensors]
+        count = len(self.primitives)
+        self.reads = [sum(1 << self.number[t] for t in self.index.reads(p)) for p in range(count)]
+        self.makes = [self.number[p.output] for p in self.primitives]
+        self.linear = sum(1 << i for i, p in enumerate(self.primitives) if p.kind == "linear")
+        self.opaque = sum(1 << i for i, p in enumerate(self.primitives) if p.kind == "opaque")
+        self.rewritten = any(p.rewrite is not None for p in self.primitives)
+        self.targets = sum(1 << self.number[t] for t in self.index.targets)
+        self.below = self._ancestors()
+        self.signatures = self._signatures()
+        self.found: dict[tuple[int, tuple[int, ...]], Grown] = {}
+        self.kinds: dict[tuple[int, ...], int] = {}
+        self.examples: dict[int, Grown] = {}
+        self.capped = 0
+
+    def run(self) -> Kernels:
+        live = self._live()
+        for p in bits(live):
+            self._grow(p)
+        if self.limits.whole:
+            for members, outputs in self._blocks(live):
+                self._add(members, outputs)
+        return Kernels(index=self.index, tensors=self.tensors, grown=tuple(self.found.values()), capped=self.capped,
+                       _examples=self.examples)
+
+    def _ancestors(self) -> list[int]:
+        """Tensors that each tensor needs, itself included, by the captured program where that makes it."""
+        above = [0] * len(self.tensors)
+        for p in self.index.order:
+            t = self.makes[p]
+            own = [m for m in self.makers[t] if self.primitives[m].rewrite is None]
+            if own and p != own[0]:
+                continue
+            for r in bits(self.reads[p]):
+                above[t] |= above[r]
+            above[t] |= 1 << t
+        return above
+
+    def _live(self) -> int:
+        """Primitives that an output may depend on, through any producer."""
+        live = seen = 0
+        waiting = list(bits(self.targets))
+        while waiting:
+            t = waiting.pop()
+            if seen >> t & 1:
+                continue
+            seen |= 1 << t
+            for p in self.makers[t]:
+                live |= 1 << p
+                waiting.extend(bits(self.reads[p] & ~seen))
+        return live
+
+    def _signatures(self) -> tuple[list[tuple[int, tuple[tuple[int, str], ...]]], dict[str, int]]:
+        """For each primitive a number for everything but names, with its operands' tensors; and one for each tensor."""
+        seen: dict[str, int] = {}
+        stored = {t.name: seen.setdefault(canonical_json(
+            [list(t.shape), list(t.layout.strides), t.dtype, t.role if t.role in ("weight", "constant") else "data",
+             t.fill]), len(seen)) for t in self.index.graph.tensors}
+        rows = []
+        for p in self.primitives:
+            body = dump(p)
+            told = [body["op"], body["kind"], body["arguments"], body["attributes"], body["result"],
+                    [o["views"] for o in body["inputs"]], stored[p.output]]
+            rows.append((seen.setdefault(canonical_json(told), len(seen)),
+                         tuple((self.number.get(o.tensor, -1), o.tensor) for o in p.inputs)))
+        return rows, stored
+
+    def _grow(self, root: int) -> None:
+        """All kernels whose output ``root`` makes, smallest first."""
+        limits = self.limits
+        seen = {1 << root}
+        level = [1 << root]
+        size = 1
+        makes = self.makes[root]
+        while level:
+            following: list[int] = []
+            for members in level:
+                self._add(members, (makes,))
+                if size < limits.largest and not members & self.opaque:
+                    following.extend(self._larger(members, seen))
+            if len(seen) > limits.per_output:
+                self.capped += 1
+                room = max(0, limits.per_output - (len(seen) - len(following)))
+                for members in following[:room]:
+                    self._add(members, (makes,))
+                return
+            level, size = following, size + 1
+
+    def _larger(self, members: int, seen: set[int]) -> Iterator[int]:
+        """Sets with one producer more than ``members`` that are allowed and not in ``seen``."""
+        made, reads = self._edge(members)
+        open_reads = reads if self.limits.prologues else self._edge(members & ~self.linear)[1] & ~made
+        for t in bits(open_reads & ~made):
+            for p in self.makers[t]:
+                larger = members | 1 << p
+                if larger in seen or not self._allowed(larger, made | 1 << t, reads | self.reads[p]):
+                    continue
+                if self.rewritten and self.reads[p] & made and not self._acyclic(larger):
+                    continue
+                seen.add(larger)
+                yield larger
+
+    def _edge(self, members: int) -> tuple[int, int]:
+        made = reads = 0
+        for p in bits(members):
+            made |= 1 << self.makes[p]
+            reads |= self.reads[p]
+        return made, reads
+
+    def _allowed(self, members: int, made: int, reads: int) -> bool:
+        if members & self.opaque:
+            return False
+        if members & self.linear and (members & self.linear).bit_count() > self.limits.most_linear:
+            return False
+        return self.limits.space == "cone" or self._convex(made, reads)
+
+    def _convex(self, made: int, reads: int) -> bool:
+        """Whether nothing read from outside depends on something made inside."""
+        return not any(self.below[t] & made for t in bits(reads & ~made))
+
+    def _acyclic(self, members: int) -> bool:
+        """Whether the members can run one after the other on what lies outside."""
+        made = sum(1 << self.makes[p] for p in bits(members))
+        left = list(bits(members))
+        done = 0
+        while left:
+            waiting = [p for p in left if self.reads[p] & made & ~done]
+            if len(waiting) == len(left):
+                return False
+            for p in left:
+                if p not in waiting:
+                    done |= 1 << self.makes[p]
+            left = waiting
+        return True
+
+    def _add(self, members: int, outputs: tuple[int, ...]) -> None:
+        if (members, outputs) in self.found:
+            return
+        made, reads = self._edge(members)
+        kind = self.kinds.setdefault(self._key(members, outputs), len(self.kinds))
+        grown = Grown(members=members, reads=reads & ~made, makes=outputs, kind=kind)
+        self.found[members, outputs] = grown
+        self.examples.setdefault(kind, grown)
+
+    def _key(self, members: int, outputs: Sequence[int]) -> tuple[int, ...]:
+        """What ``candidates.structure`` says, in numbers: the same walk, so equal keys mean equal structures."""
+        rows, stored = self.signatures
+        maker = {self.makes[p]: p for p in bits(members)}
+        steps: dict[int, int] = {}
+        inputs: dict[str, int] = {}
+        key: list[int] = []
+        for output in outputs:
+            stack = [output]
+            opened: set[int] = set()
+            while stack:
+                t = stack[-1]
+                if t in steps:
+                    stack.pop()
+                    continue
+                signature, operands = rows[maker[t]]
+                if t in opened:
+                    stack.pop()
+                    key.append(signature)
+                    key.extend(2 * steps[r] + 1 if r in maker else 2 * inputs[name] for r, name in operands)
+                    steps[t] = len(steps)
+                    continue
+                opened.add(t)
+                for r, name in reversed(operands):
+                    if r in maker:
+                        stack.append(r)
+                for r, name in operands:
+                    if r not in maker and name not in inputs:
+                        inputs[name] = len(inputs)
+                        key.append(-1 - stored[name])
+        key.extend(-1_000_000 - steps[t] for t in outputs)
+        return tuple(key)
+
+    def _blocks(self, live: int) -> Iterable[tuple[int, tuple[int, ...]]]:
+        """Kernels of any size: whole cones, pairs of compute-bound primitives, components, the whole program."""
+        own = [p for p in bits(live) if self.primitives[p].rewrite is None]
+        needed = self._needed(own)
+        own = [p for p in own if needed >> self.makes[p] & 1]
+        yield from self._whole_cones(own)
+        if self.limits.most_linear:
+            yield from self._pairs(own)
+        yield from self._components(own)
+
+    def _needed(self, own: Sequence[int]) -> int:
+        """Tensors the captured program needs for its outputs."""
+        needed = self.targets
+        for p in reversed(own):
+            if needed >> self.makes[p] & 1:
+                needed |= self.reads[p]
+        return needed
+
+    def _own_maker(self, t: int) -> int | None:
+        first = self.makers[t][0]
+        return first if self.primitives[first].rewrite is None else None
+
+    def _whole_cones(self, own: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """From each primitive everything back to compute-bound or opaque ones; and with those of its operands."""
+        for root in own:
+            if (self.linear | self.opaque) >> root & 1:
+                continue
+            members, waiting = 1 << root, [root]
+            while waiting:
+                for t in bits(self.reads[waiting.pop()]):
+                    p = self._own_maker(t)
+                    if p is not None and not (self.linear | self.opaque | members) >> p & 1:
+                        members |= 1 << p
+                        waiting.append(p)
+            if members.bit_count() <= self.limits.largest:
+                continue
+            if self.limits.space == "cone" or self._convex(*self._edge(members)):
+                yield members, (self.makes[root],)
+
+    def _pairs(self, own: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """A compute-bound primitive, the next one, and all between: attention is such a pair."""
+        after: list[int] = [0] * len(self.tensors)  # compute-bound ancestors with none in between
+        for p in own:
+            t = self.makes[p]
+            nearest = 0
+            for r in bits(self.reads[p]):
+                maker = self._own_maker(r)
+                if maker is not None:
+                    nearest |= 1 << r if self.linear >> maker & 1 else after[r]
+            if not self.linear >> p & 1:
+                after[t] = nearest
+                continue
+            for source in bits(nearest):
+                members = self._between(source, p, own)
+                if members & self.opaque or not self._allowed_pair(members):
+                    continue
+                yield members, (t,)
+
+    def _between(self, source: int, sink: int, own: Sequence[int]) -> int:
+        """``source``'s maker, ``sink``, and every primitive on a path between."""
+        members = 1 << sink
+        wanted = self.below[self.makes[sink]]
+        for p in own:
+            t = self.makes[p]
+            if wanted >> t & 1 and self.below[t] >> source & 1:
+                members |= 1 << p
+        return members
+
+    def _allowed_pair(self, members: int) -> bool:
+        return (members & self.linear).bit_count() <= 2 and members.bit_count() <= 2 * self.limits.largest
+
+    def _components(self, own: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """The captured program cut wherever a single tensor crosses; and all of it."""
+        last_use = dict.fromkeys(range(len(self.tensors)), -1)
+        for place, p in enumerate(own):
+            for t in bits(self.reads[p]):
+                last_use[t] = place
+        for t in bits(self.targets):
+            last_use[t] = len(own)
+        spans: list[tuple[int, int]] = []
+        crossing: set[int] = set()
+        begin = 0
+        for place, p in enumerate(own):
+            crossing.add(self.makes[p])
+            crossing = {t for t in crossing if last_use[t] > place}
+            if len(crossing) == 1 and place + 1 < len(own):
+                spans.append((begin, place + 1))
+                begin = place + 1
+        spans.append((begin, len(own)))
+        whole = [(0, len(own))] if len(spans) > 1 else []
+        for first, end in [*spans, *whole]:
+            members = sum(1 << p for p in own[first:end])
+            if members.bit_count() == 1 or (members & self.opaque and (first, end) not in whole):
+                continue
+            outputs = [self.makes[p] for p in own[first:end] if last_use[self.makes[p]] >= end]
+            yield members, tuple(outputs)
