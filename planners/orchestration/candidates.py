@@ -21,7 +21,8 @@ from typing import Any, Literal
 from planners.orchestration.graph import GraphIndex, Tensor, View
 from workbench.spec import about, canonical_json, dump, spec
 
-__all__ = ["Candidate", "Step", "StoredValue", "Structure", "ValueRef", "candidate", "structure"]
+__all__ = ["Candidate", "Step", "StoredValue", "Structure", "ValueRef", "call_text", "candidate",
+           "digest_of", "stored_text", "stored_value", "structure"]
 
 
 @spec
@@ -76,8 +77,35 @@ class Structure:
     outputs: tuple[int, ...] = about("Steps whose values it stores, in the order of the candidate's outputs.")
 
     def digest(self) -> str:
-        """sha256 of the canonical JSON: the key of the cost store."""
-        return hashlib.sha256(canonical_json(dump(self)).encode()).hexdigest()
+        """sha256 of the structure: the key of the cost store."""
+        calls = [(call_text(step.op, step.kind, step.arguments, step.attributes, step.result,
+                            [dump(ref)["views"] for ref in step.operands], step.value),
+                  [(ref.origin == "step", ref.number) for ref in step.operands]) for step in self.steps]
+        return digest_of([stored_text(value) for value in self.inputs], calls, self.outputs)
+
+
+def stored_text(value: StoredValue) -> str:
+    """A stored tensor in canonical JSON."""
+    return canonical_json([list(value.shape), list(value.strides), value.dtype, value.role, value.fill])
+
+
+def call_text(op: str, kind: str, arguments: Sequence[Any] | None, attributes: Mapping[str, Any], result: int | None,
+              views: Sequence[Any], value: StoredValue) -> str:
+    """A step in canonical JSON, all but where its operands come from."""
+    return canonical_json([op, kind, arguments, dict(attributes), result, list(views), stored_text(value)])
+
+
+def digest_of(inputs: Sequence[str], calls: Sequence[tuple[str, Sequence[tuple[bool, int]]]], outputs: Sequence[int]
+              ) -> str:
+    """sha256 over the texts of inputs and calls, the wiring (from a step?, number) and the numbers of the outputs."""
+    hashed = hashlib.sha256()
+    for text in inputs:
+        hashed.update(text.encode() + b"\n")
+    for text, wiring in calls:
+        places = " ".join(f"{'step' if inside else 'in'}{number}" for inside, number in wiring)
+        hashed.update(f"{text} {places}\n".encode())
+    hashed.update(" ".join(map(str, outputs)).encode())
+    return hashed.hexdigest()
 
 
 def candidate(index: GraphIndex, members: Sequence[int], outputs: Sequence[str]) -> Candidate:
@@ -99,12 +127,13 @@ def structure(index: GraphIndex, kernel: Candidate) -> Structure:
             else ValueRef(origin="in", number=outside[o.tensor], views=o.views) for o in primitive.inputs)
         steps.append(Step(op=primitive.op, kind=primitive.kind, operands=operands, arguments=primitive.arguments,
                           attributes=primitive.attributes, result=primitive.result,
-                          value=_stored(index.tensors[primitive.output])))
-    return Structure(inputs=tuple(_stored(index.tensors[name]) for name in inputs), steps=tuple(steps),
+                          value=stored_value(index.tensors[primitive.output])))
+    return Structure(inputs=tuple(stored_value(index.tensors[name]) for name in inputs), steps=tuple(steps),
                      outputs=tuple(number[name] for name in kernel.outputs))
 
 
-def _stored(tensor: Tensor) -> StoredValue:
+def stored_value(tensor: Tensor) -> StoredValue:
+    """A tensor of the graph as it lies at a kernel's edge."""
     role: Literal["data", "weight", "constant"] = (
         "weight" if tensor.role == "weight" else "constant" if tensor.role == "constant" else "data")
     return StoredValue(shape=tensor.shape, strides=tensor.layout.strides, dtype=tensor.dtype, role=role,

@@ -10,13 +10,22 @@ Convexity is judged in the captured program; tensors of rewrites by their own pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from planners.orchestration.candidates import Candidate, Structure, candidate, structure
+from planners.orchestration.candidates import (
+    Candidate,
+    Structure,
+    call_text,
+    candidate,
+    digest_of,
+    stored_text,
+    stored_value,
+    structure,
+)
 from planners.orchestration.graph import GraphIndex, PrimitiveGraph
 from planners.orchestration.problem import Limits
-from workbench.spec import canonical_json, dump
+from workbench.spec import dump
 
 __all__ = ["Grown", "Kernels", "bits", "enumerate_kernels"]
 
@@ -52,8 +61,9 @@ class Kernels:
     grown: tuple[Grown, ...]
     capped: int
     """Primitives from which more kernels could have been grown than ``per_output`` allows."""
+    _walker: _Walker = field(repr=False)
+    _examples: dict[int, Grown] = field(repr=False)
     _digests: dict[int, str] = field(default_factory=dict, repr=False)
-    _examples: dict[int, Grown] = field(default_factory=dict, repr=False)
 
     @property
     def kinds(self) -> int:
@@ -69,15 +79,73 @@ class Kernels:
         return structure(self.index, self.candidate(self._examples[kind]))
 
     def digest(self, kind: int) -> str:
-        """Digest of the structure with number ``kind``: the key of its cost."""
+        """``Structure.digest`` of the structure with number ``kind``: the key of its cost."""
         if kind not in self._digests:
-            self._digests[kind] = self.structure(kind).digest()
+            example = self._examples[kind]
+            inputs, calls, outputs = self._walker.walk(example.members, example.makes)
+            texts = self._walker.texts
+            self._digests[kind] = digest_of([texts[i] for i in inputs], [(texts[s], wiring) for s, wiring in calls],
+                                            outputs)
         return self._digests[kind]
 
 
 def enumerate_kernels(graph: PrimitiveGraph, limits: Limits) -> Kernels:
     """Every candidate within the limits; single primitives always."""
     return _Enumerator(graph, limits).run()
+
+
+Wiring = tuple[tuple[bool, int], ...]
+
+
+class _Walker:
+    """``candidates.structure`` in numbers: texts are interned, so that equal kernels are found at the cost of a walk."""
+
+    def __init__(self, index: GraphIndex, number: Mapping[str, int], makes: Sequence[int]) -> None:
+        seen: dict[str, int] = {}
+        self._stored = {name: seen.setdefault(stored_text(stored_value(t)), len(seen))
+                        for name, t in index.tensors.items()}
+        self._makes = makes
+        self._calls = []
+        for p in index.graph.primitives:
+            body = dump(p)
+            text = call_text(p.op, p.kind, body["arguments"], body["attributes"], p.result,
+                             [o["views"] for o in body["inputs"]], stored_value(index.tensors[p.output]))
+            self._calls.append((seen.setdefault(text, len(seen)),
+                                tuple((number.get(o.tensor, -1), o.tensor) for o in p.inputs)))
+        self.texts = list(seen)
+
+    def key(self, members: int, outputs: Sequence[int]) -> tuple[object, ...]:
+        """Equal for kernels of equal structure, and only for those."""
+        inputs, calls, stored = self.walk(members, outputs)
+        return (*inputs, -1, *(x for call, wiring in calls for x in (call, wiring)), stored)
+
+    def walk(self, members: int, outputs: Sequence[int]) -> tuple[list[int], list[tuple[int, Wiring]], tuple[int, ...]]:
+        """Texts of the inputs, text and wiring of each step, and the steps stored: a walk back from the outputs."""
+        maker = {self._makes[p]: p for p in bits(members)}
+        steps: dict[int, int] = {}
+        inputs: dict[str, int] = {}
+        calls: list[tuple[int, Wiring]] = []
+        opened: set[int] = set()
+        for output in outputs:
+            stack = [output]
+            while stack:
+                t = stack[-1]
+                if t in steps:
+                    stack.pop()
+                    continue
+                call, operands = self._calls[maker[t]]
+                if t in opened:
+                    stack.pop()
+                    calls.append((call, tuple((r in maker, steps[r] if r in maker else inputs[name])
+                                              for r, name in operands)))
+                    steps[t] = len(steps)
+                    continue
+                opened.add(t)
+                stack.extend(r for r, _ in reversed(operands) if r in maker)
+                for r, name in operands:
+                    if r not in maker:
+                        inputs.setdefault(name, len(inputs))
+        return [self._stored[name] for name in inputs], calls, tuple(steps[t] for t in outputs)
 
 
 class _Enumerator:
@@ -98,9 +166,9 @@ class _Enumerator:
         self.rewritten = any(p.rewrite is not None for p in self.primitives)
         self.targets = sum(1 << self.number[t] for t in self.index.targets)
         self.below = self._ancestors()
-        self.signatures = self._signatures()
+        self.walker = _Walker(self.index, self.number, self.makes)
         self.found: dict[tuple[int, tuple[int, ...]], Grown] = {}
-        self.kinds: dict[tuple[int, ...], int] = {}
+        self.kinds: dict[tuple[object, ...], int] = {}
         self.examples: dict[int, Grown] = {}
         self.capped = 0
 
@@ -112,7 +180,7 @@ class _Enumerator:
             for members, outputs in self._blocks(live):
                 self._add(members, outputs)
         return Kernels(index=self.index, tensors=self.tensors, grown=tuple(self.found.values()), capped=self.capped,
-                       _examples=self.examples)
+                       _walker=self.walker, _examples=self.examples)
 
     def _ancestors(self) -> list[int]:
         """Tensors that each tensor needs, itself included, by the captured program where that makes it."""
@@ -140,21 +208,6 @@ class _Enumerator:
                 live |= 1 << p
                 waiting.extend(bits(self.reads[p] & ~seen))
         return live
-
-    def _signatures(self) -> tuple[list[tuple[int, tuple[tuple[int, str], ...]]], dict[str, int]]:
-        """For each primitive a number for everything but names, with its operands' tensors; and one for each tensor."""
-        seen: dict[str, int] = {}
-        stored = {t.name: seen.setdefault(canonical_json(
-            [list(t.shape), list(t.layout.strides), t.dtype, t.role if t.role in ("weight", "constant") else "data",
-             t.fill]), len(seen)) for t in self.index.graph.tensors}
-        rows = []
-        for p in self.primitives:
-            body = dump(p)
-            told = [body["op"], body["kind"], body["arguments"], body["attributes"], body["result"],
-                    [o["views"] for o in body["inputs"]], stored[p.output]]
-            rows.append((seen.setdefault(canonical_json(told), len(seen)),
-                         tuple((self.number.get(o.tensor, -1), o.tensor) for o in p.inputs)))
-        return rows, stored
 
     def _grow(self, root: int) -> None:
         """All kernels whose output ``root`` makes, smallest first."""
@@ -228,43 +281,10 @@ class _Enumerator:
         if (members, outputs) in self.found:
             return
         made, reads = self._edge(members)
-        kind = self.kinds.setdefault(self._key(members, outputs), len(self.kinds))
+        kind = self.kinds.setdefault(self.walker.key(members, outputs), len(self.kinds))
         grown = Grown(members=members, reads=reads & ~made, makes=outputs, kind=kind)
         self.found[members, outputs] = grown
         self.examples.setdefault(kind, grown)
-
-    def _key(self, members: int, outputs: Sequence[int]) -> tuple[int, ...]:
-        """What ``candidates.structure`` says, in numbers: the same walk, so equal keys mean equal structures."""
-        rows, stored = self.signatures
-        maker = {self.makes[p]: p for p in bits(members)}
-        steps: dict[int, int] = {}
-        inputs: dict[str, int] = {}
-        key: list[int] = []
-        for output in outputs:
-            stack = [output]
-            opened: set[int] = set()
-            while stack:
-                t = stack[-1]
-                if t in steps:
-                    stack.pop()
-                    continue
-                signature, operands = rows[maker[t]]
-                if t in opened:
-                    stack.pop()
-                    key.append(signature)
-                    key.extend(2 * steps[r] + 1 if r in maker else 2 * inputs[name] for r, name in operands)
-                    steps[t] = len(steps)
-                    continue
-                opened.add(t)
-                for r, name in reversed(operands):
-                    if r in maker:
-                        stack.append(r)
-                for r, name in operands:
-                    if r not in maker and name not in inputs:
-                        inputs[name] = len(inputs)
-                        key.append(-1 - stored[name])
-        key.extend(-1_000_000 - steps[t] for t in outputs)
-        return tuple(key)
 
     def _blocks(self, live: int) -> Iterable[tuple[int, tuple[int, ...]]]:
         """Kernels of any size: whole cones, pairs of compute-bound primitives, components, the whole program."""

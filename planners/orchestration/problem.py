@@ -1,6 +1,6 @@
 """What the study is asked and what it answers: a program in primitives, limits on kernels, and the kernels to run.
 
-Paper: Korch, arXiv 2406.09465. Legend: K_i -> ``Kernel``; c_i -> ``Kernel.seconds``; a plan is the u_i that are 1, in an
+Paper: Korch, arXiv 2406.09465. Legend: K_i -> ``Kernel``; c_i -> ``Kernel.seconds``; a plan: the u_i that are 1, in an
 order that runs.
 """
 
