@@ -1,0 +1,1 @@
+"""orchestration: kernels compiled by the fastest back-end, stitched into one program."""
