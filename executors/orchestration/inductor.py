@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-__all__ = ["cache_folder", "compilations", "compile_source", "load", "settings"]
+__all__ = ["cache_folder", "compilations", "compile_source", "load", "loaded_from",
+           "settings"]
 
 Call = Callable[[list[Any]], Sequence[Any]]
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -50,6 +51,15 @@ def cache_folder(folder: Path) -> Iterator[None]:
 def compilations(folder: Path) -> int:
     """Shared objects and Triton binaries that Inductor has put into ``folder`` so far."""
     return sum(1 for kind in ("*.so", "*.cubin") for _ in folder.rglob(kind))
+
+
+def loaded_from(folder: Path) -> list[Path]:
+    """Shared objects in ``folder`` that this process has loaded (empty where the system does not say)."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return []
+    paths = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if line.rstrip().endswith(".so")}
+    return sorted(Path(p) for p in paths if Path(p).is_relative_to(folder.resolve()))
 
 
 def compile_source(graph: GraphModule, inputs: Sequence[torch.Tensor], *, threads: int = 1) -> str:
