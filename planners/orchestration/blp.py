@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planners.orchestration.enumeration import bits
+from planners.orchestration.masks import bits
 from workbench.errors import Infeasible
 from workbench.milp import Model, Variables, relax, require, solve
 

@@ -10,7 +10,7 @@ Convexity is judged in the captured program; tensors of rewrites by their own pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planners.orchestration.candidates import (
@@ -23,19 +23,13 @@ from planners.orchestration.candidates import (
     stored_value,
     structure,
 )
+from planners.orchestration.fusion import FusionNode, greedy_groups
 from planners.orchestration.graph import GraphIndex, PrimitiveGraph
+from planners.orchestration.masks import bits
 from planners.orchestration.problem import Limits
 from workbench.spec import dump
 
-__all__ = ["Grown", "Kernels", "bits", "enumerate_kernels"]
-
-
-def bits(mask: int) -> Iterator[int]:
-    """Positions of the set bits, ascending."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
+__all__ = ["Grown", "Kernels", "enumerate_kernels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +55,8 @@ class Kernels:
     grown: tuple[Grown, ...]
     capped: int
     """Primitives from which more kernels could have been grown than ``per_output`` allows."""
+    seeds: frozenset[int]
+    """Structures that profiling starts with: single primitives, fused groups, components, the whole program."""
     _walker: _Walker = field(repr=False)
     _examples: dict[int, Grown] = field(repr=False)
     _digests: dict[int, str] = field(default_factory=dict, repr=False)
@@ -98,7 +94,7 @@ Wiring = tuple[tuple[bool, int], ...]
 
 
 class _Walker:
-    """``candidates.structure`` in numbers: texts are interned, so that equal kernels are found at the cost of a walk."""
+    """``candidates.structure`` in numbers: texts are interned, so that a walk is all it takes to find equal kernels."""
 
     def __init__(self, index: GraphIndex, number: Mapping[str, int], makes: Sequence[int]) -> None:
         seen: dict[str, int] = {}
@@ -176,11 +172,15 @@ class _Enumerator:
         live = self._live()
         for p in bits(live):
             self._grow(p)
+        seeds = {g.kind for g in self.found.values() if g.members.bit_count() == 1}
         if self.limits.whole:
-            for members, outputs in self._blocks(live):
+            own = self._needed([p for p in bits(live) if self.primitives[p].rewrite is None])
+            for members, outputs in (*self._fused(own), *self._components(own)):
+                seeds.add(self._add(members, outputs))
+            for members, outputs in self._blocks(own):
                 self._add(members, outputs)
         return Kernels(index=self.index, tensors=self.tensors, grown=tuple(self.found.values()), capped=self.capped,
-                       _walker=self.walker, _examples=self.examples)
+                       seeds=frozenset(seeds), _walker=self.walker, _examples=self.examples)
 
     def _ancestors(self) -> list[int]:
         """Tensors that each tensor needs, itself included, by the captured program where that makes it."""
@@ -277,32 +277,32 @@ class _Enumerator:
             left = waiting
         return True
 
-    def _add(self, members: int, outputs: tuple[int, ...]) -> None:
+    def _add(self, members: int, outputs: tuple[int, ...]) -> int:
+        """Keep a candidate, once; returns the number of its structure."""
         if (members, outputs) in self.found:
-            return
+            return self.found[members, outputs].kind
         made, reads = self._edge(members)
         kind = self.kinds.setdefault(self.walker.key(members, outputs), len(self.kinds))
         grown = Grown(members=members, reads=reads & ~made, makes=outputs, kind=kind)
         self.found[members, outputs] = grown
         self.examples.setdefault(kind, grown)
+        return kind
 
-    def _blocks(self, live: int) -> Iterable[tuple[int, tuple[int, ...]]]:
-        """Kernels of any size: whole cones, pairs of compute-bound primitives, components, the whole program."""
-        own = [p for p in bits(live) if self.primitives[p].rewrite is None]
-        needed = self._needed(own)
-        own = [p for p in own if needed >> self.makes[p] & 1]
+    def _blocks(self, own: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Kernels of any size that are worth a look: whole cones, pairs of compute-bound primitives."""
         yield from self._whole_cones(own)
         if self.limits.most_linear:
             yield from self._pairs(own)
-        yield from self._components(own)
 
-    def _needed(self, own: Sequence[int]) -> int:
-        """Tensors the captured program needs for its outputs."""
+    def _needed(self, own: Sequence[int]) -> list[int]:
+        """Primitives of the captured program that its outputs need, in its order."""
         needed = self.targets
+        kept = []
         for p in reversed(own):
             if needed >> self.makes[p] & 1:
                 needed |= self.reads[p]
-        return needed
+                kept.append(p)
+        return kept[::-1]
 
     def _own_maker(self, t: int) -> int | None:
         first = self.makers[t][0]
@@ -353,6 +353,23 @@ class _Enumerator:
             if wanted >> t & 1 and self.below[t] >> source & 1:
                 members |= 1 << p
         return members
+
+    def _fused(self, own: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """What pairwise greedy fusion makes of the captured program (see ``fusion``)."""
+        nodes = [FusionNode(reads=self.reads[p], makes=1 << self.makes[p], opaque=bool(self.opaque >> p & 1),
+                            linear=bool(self.linear >> p & 1)) for p in own]
+        sizes = [self.index.tensors[name].nbytes for name in self.tensors]
+        for group in greedy_groups(nodes, sizes, most_linear=self.limits.most_linear):
+            members = sum(1 << own[i] for i in group)
+            yield members, self._stored_by(members, own)
+
+    def _stored_by(self, members: int, own: Sequence[int]) -> tuple[int, ...]:
+        """What ``members`` make and the outputs or other primitives of the captured program need."""
+        needed = self.targets
+        for p in own:
+            if not members >> p & 1:
+                needed |= self.reads[p]
+        return tuple(self.makes[p] for p in bits(members) if needed >> self.makes[p] & 1)
 
     def _allowed_pair(self, members: int) -> bool:
         return (members & self.linear).bit_count() <= 2 and members.bit_count() <= 2 * self.limits.largest

@@ -6,6 +6,7 @@ Shipped graphs are called ``<model>-b<batch>-r<resolution>.json``.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from planners.orchestration.problem import Limits, Problem, Program
 from workbench.errors import SpecError, nearest
 from workbench.study import data_folder
 
-__all__ = ["graph_name", "offered", "program_graph", "shipped"]
+__all__ = ["captured_only", "graph_name", "offered", "program_graph", "shipped"]
 
 
 def graph_name(model: str, *, batch: int, resolution: int) -> str:
@@ -50,8 +51,16 @@ def offered(graph: PrimitiveGraph, limits: Limits) -> PrimitiveGraph:
         raise SpecError(f"the program has no rewrite {strange[0]!r}", where="limits.without", allowed=sorted(rules),
                         hint=f"did you mean {close!r}?" if close else None)
     gone = {r for r in rules if r in limits.without or (r.startswith("unsafe-") and not limits.unsafe)}
-    if not gone:
-        return graph
+    return _less(graph, gone) if gone else graph
+
+
+def captured_only(graph: PrimitiveGraph) -> PrimitiveGraph:
+    """The graph without any alternative."""
+    rules = {p.rewrite for p in graph.primitives if p.rewrite is not None}
+    return _less(graph, rules) if rules else graph
+
+
+def _less(graph: PrimitiveGraph, gone: Collection[str | None]) -> PrimitiveGraph:
     left = [p for p in graph.primitives if p.rewrite not in gone]
     while True:
         made = {p.output for p in left} | {t.name for t in graph.tensors if t.free}

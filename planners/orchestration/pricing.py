@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planners.orchestration.enumeration import Grown, Kernels, bits
+from planners.orchestration.enumeration import Grown, Kernels
+from planners.orchestration.masks import bits
 from planners.orchestration.problem import Problem
 from planners.orchestration.work import Work, gemm_of, layout_of, work_of
 from workbench.costs import Cost, CostModel, Source, weaker
