@@ -19,20 +19,20 @@ import torch
 from scipy.optimize import nnls
 
 from executors.orchestration import inductor, ortsession
-from executors.orchestration.kernels import Cannot, dtype_of
+from executors.orchestration.kernels import Cannot
 from executors.orchestration.measure import CACHES, Cache, ContextTimer, cache_for
+from executors.orchestration.programs import behind, example_inputs
 from executors.orchestration.stitched import Stitched, stitch
 from executors.orchestration.store import Store, conditions_of
 from executors.orchestration.workshop import Workshop
 from planners.orchestration.graph import PrimitiveGraph
-from planners.orchestration.load import program_graph
 from planners.orchestration.planning import plan as make_plan
 from planners.orchestration.planning import profile
 from planners.orchestration.problem import Plan, Problem
 from profilers.harness import fixed_conditions
 from workbench.errors import MissingProfile
 
-__all__ = ["Tuned", "cache_of", "example_inputs", "open_store", "random_weights", "stitched_seconds", "tune"]
+__all__ = ["BASELINES", "Tuned", "cache_of", "fit_boundary", "open_store", "stitched_seconds", "tune"]
 
 BASELINES = ("singletons", "greedy-fusion", "whole-graph")
 """Planners whose kernels are measured too, so that their plans stand beside the best one."""
@@ -59,40 +59,6 @@ class Tuned:
 def cache_of(graph: PrimitiveGraph) -> Cache:
     """In which state one run of the program after the other finds the caches: by weights and values together."""
     return cache_for(sum(t.nbytes for t in graph.tensors))
-
-
-def random_weights(graph: PrimitiveGraph, *, seed: int = 0, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Values for the graph's weights: positive, scaled so that sums over them stay near one."""
-    generator = torch.Generator().manual_seed(seed)
-    made = {}
-    for tensor in graph.tensors:
-        if tensor.role != "weight":
-            continue
-        value = torch.empty_strided(tensor.shape, tensor.layout.strides, dtype=dtype_of(tensor.dtype), device=device)
-        if value.dtype.is_floating_point:
-            inner = max(1, tensor.elements // max(1, tensor.shape[0] if tensor.shape else 1))
-            value.copy_(torch.rand(tensor.shape, generator=generator) / inner**0.5)
-        else:
-            value.zero_()
-        made[tensor.name] = value
-    return made
-
-
-def example_inputs(graph: PrimitiveGraph, *, seed: int = 0, device: str = "cpu", scale: float = 1.0
-                   ) -> list[torch.Tensor]:
-    """Inputs of the program: normal numbers times ``scale``, zeros for integers."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {t.name: t for t in graph.tensors}
-    made = []
-    for name in graph.inputs:
-        tensor = tensors[name]
-        value = torch.empty_strided(tensor.shape, tensor.layout.strides, dtype=dtype_of(tensor.dtype), device=device)
-        if value.dtype.is_floating_point:
-            value.copy_(torch.randn(tensor.shape, generator=generator) * scale)
-        else:
-            value.zero_()
-        made.append(value)
-    return made
 
 
 def open_store(folder: Path | str, *, device: str, threads: int, cache: Cache) -> Store:
@@ -139,7 +105,7 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
         folder: the store's folder.
         device: ``cpu`` or ``cuda``.
         threads: threads a kernel may use.
-        weights: values of the program's weights; random ones by default (times do not depend on them).
+        weights: values of the program's weights; by default those behind the problem.
         gap: share within which a plan of measured kernels is good enough.
         workers: processes that compile.
         time_limit_s: of the search for each planner.
@@ -150,9 +116,9 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
         Infeasible: some primitive runs on no back-end.
     """
     began = time.perf_counter()
-    graph = program_graph(problem)
+    there = behind(problem, device=device)
+    graph, held_weights = there.graph, there.weights if weights is None else weights
     cache = cache_of(graph)
-    held_weights = weights if weights is not None else random_weights(graph, device=device)
     with fixed_conditions(device=device, threads=threads) as held:
         store = Store(folder, conditions_of(held, cache=cache, onnxruntime=ortsession.version()))
         before = store.compilations()
