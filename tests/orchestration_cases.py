@@ -1,4 +1,4 @@
-"""Small primitive graphs for tests: from lists of predecessors, with the captured program alone or with alternatives."""
+"""Small primitive graphs for tests, from lists of predecessors."""
 
 from __future__ import annotations
 

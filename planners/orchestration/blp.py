@@ -257,19 +257,32 @@ def _circle_cuts(options: Sequence[Option], among: Sequence[int], chosen: Sequen
 
 
 def _forced(options: Sequence[Option], among: Sequence[int], targets: int) -> int:
-    """Tensors that every plan stores: the targets, and what all producers of a stored tensor read."""
+    """Tensors that every plan stores: those on every way to a target (dominators, over kernels of many inputs).
+
+    ``needs[t] = t + intersection over kernels that make t of the union of needs of what they read``, from above: every
+    fixed point holds only what any sequence of kernels that ends in t has stored.
+    """
     makers: dict[int, list[int]] = {}
-    for i in among:
+    for i in _runnable(options, among)[1]:
         for t in options[i].makes:
             makers.setdefault(t, []).append(i)
-    forced, waiting = targets, list(bits(targets))
-    while waiting:
-        common = -1
-        for i in makers.get(waiting.pop(), ()):
-            common &= options[i].reads
-        new = common & ~forced if common != -1 else 0
-        forced |= new
-        waiting.extend(bits(new))
+    needs = dict.fromkeys(makers, -1)
+    changed = True
+    while changed:
+        changed = False
+        for t, kernels in makers.items():
+            common = -1
+            for i in kernels:
+                through = 0
+                for r in bits(options[i].reads):
+                    through |= needs[r]
+                common &= through
+            common |= 1 << t
+            changed |= common != needs[t]
+            needs[t] = common
+    forced = 0
+    for t in bits(targets):
+        forced |= needs[t]
     return forced
 
 

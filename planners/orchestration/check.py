@@ -46,7 +46,7 @@ def _order(graph: PrimitiveGraph, known: Mapping[str, Primitive], plan: Plan) ->
         while left:
             ready = [p for p in left if all(o.tensor in made for o in p.inputs)]
             if not ready:
-                yield Violation(rule="inputs", where=where, detail=f"{left[0].name} reads what the kernel does not have")
+                yield Violation(rule="inputs", where=where, detail=f"{left[0].name} reads what the kernel lacks")
                 break
             for p in ready:
                 if p.output in inside:
@@ -78,15 +78,16 @@ def _shapes(problem: Problem, graph: PrimitiveGraph, known: Mapping[str, Primiti
         made = {p.output for p in inside}
         outside = {o.tensor for p in inside for o in p.inputs} - made
         if set(kernel.inputs) != outside or len(set(kernel.inputs)) != len(kernel.inputs):
-            yield Violation(rule="inputs", where=where, detail=f"lists {sorted(kernel.inputs)}, reads {sorted(outside)}")
+            yield Violation(rule="inputs", where=where,
+                            detail=f"lists {sorted(kernel.inputs)}, reads {sorted(outside)}")
         if plan.space == "convex" and len(kernel.outputs) == 1:
             between = [t for t in outside if needs.get(t, frozenset()) & made]
             if between:
                 yield Violation(rule="convex", where=where, detail=f"{between[0]} lies between two of its primitives")
         if kernel.backend not in (*problem.backends, "eager", "roofline", "given"):
-            yield Violation(rule="backend", where=where, detail=f"{kernel.backend} is not among the problem's back-ends")
+            yield Violation(rule="backend", where=where, detail=f"the problem has no back-end {kernel.backend}")
         if any(p.kind == "opaque" for p in inside) and 1 < len(inside) < len(_captured(graph)):
-            yield Violation(rule="opaque", where=where, detail="an opaque primitive runs alone or in the whole program")
+            yield Violation(rule="opaque", where=where, detail="an opaque primitive runs alone")
     if plan.certificate.planner == "cover":
         twice = [name for name, count in Counter(n for k in plan.kernels for n in k.primitives).items() if count > 1]
         if twice:

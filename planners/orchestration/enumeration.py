@@ -55,6 +55,12 @@ class Kernels:
     grown: tuple[Grown, ...]
     capped: int
     """Primitives from which more kernels could have been grown than ``per_output`` allows."""
+    needed: int
+    """Primitives of the captured program that its outputs need (a mask)."""
+    fused: tuple[Grown, ...]
+    """What greedy fusion makes of the captured program; none without ``whole``."""
+    program: Grown | None
+    """The whole captured program; none without ``whole``."""
     seeds: frozenset[int]
     """Structures that profiling starts with: single primitives, fused groups, components, the whole program."""
     _walker: _Walker = field(repr=False)
@@ -173,14 +179,19 @@ class _Enumerator:
         for p in bits(live):
             self._grow(p)
         seeds = {g.kind for g in self.found.values() if g.members.bit_count() == 1}
+        own = self._needed([p for p in bits(live) if self.primitives[p].rewrite is None])
+        fused: list[Grown] = []
+        program = None
         if self.limits.whole:
-            own = self._needed([p for p in bits(live) if self.primitives[p].rewrite is None])
-            for members, outputs in (*self._fused(own), *self._components(own)):
-                seeds.add(self._add(members, outputs))
-            for members, outputs in self._blocks(own):
-                self._add(members, outputs)
+            fused = [self._add(*block) for block in self._fused(own)]
+            components = [self._add(*block) for block in self._components(own)]
+            program = self._add(*self._span(own, 0, len(own)))
+            seeds |= {g.kind for g in (*fused, *components, program)}
+            for block in self._blocks(own):
+                self._add(*block)
         return Kernels(index=self.index, tensors=self.tensors, grown=tuple(self.found.values()), capped=self.capped,
-                       seeds=frozenset(seeds), _walker=self.walker, _examples=self.examples)
+                       needed=sum(1 << p for p in own), fused=tuple(fused), program=program, seeds=frozenset(seeds),
+                       _walker=self.walker, _examples=self.examples)
 
     def _ancestors(self) -> list[int]:
         """Tensors that each tensor needs, itself included, by the captured program where that makes it."""
@@ -277,16 +288,16 @@ class _Enumerator:
             left = waiting
         return True
 
-    def _add(self, members: int, outputs: tuple[int, ...]) -> int:
-        """Keep a candidate, once; returns the number of its structure."""
+    def _add(self, members: int, outputs: tuple[int, ...]) -> Grown:
+        """Keep a candidate, once."""
         if (members, outputs) in self.found:
-            return self.found[members, outputs].kind
+            return self.found[members, outputs]
         made, reads = self._edge(members)
         kind = self.kinds.setdefault(self.walker.key(members, outputs), len(self.kinds))
         grown = Grown(members=members, reads=reads & ~made, makes=outputs, kind=kind)
         self.found[members, outputs] = grown
         self.examples.setdefault(kind, grown)
-        return kind
+        return grown
 
     def _blocks(self, own: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Kernels of any size that are worth a look: whole cones, pairs of compute-bound primitives."""
@@ -375,27 +386,23 @@ class _Enumerator:
         return (members & self.linear).bit_count() <= 2 and members.bit_count() <= 2 * self.limits.largest
 
     def _components(self, own: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """The captured program cut wherever a single tensor crosses; and all of it."""
-        last_use = dict.fromkeys(range(len(self.tensors)), -1)
+        """The captured program cut wherever a single tensor crosses."""
+        last_use: dict[int, int] = {}
         for place, p in enumerate(own):
-            for t in bits(self.reads[p]):
-                last_use[t] = place
-        for t in bits(self.targets):
-            last_use[t] = len(own)
-        spans: list[tuple[int, int]] = []
+            last_use.update(dict.fromkeys(bits(self.reads[p]), place))
+        last_use.update(dict.fromkeys(bits(self.targets), len(own)))
         crossing: set[int] = set()
         begin = 0
         for place, p in enumerate(own):
             crossing.add(self.makes[p])
             crossing = {t for t in crossing if last_use[t] > place}
-            if len(crossing) == 1 and place + 1 < len(own):
-                spans.append((begin, place + 1))
+            if len(crossing) == 1 or place + 1 == len(own):
+                members, outputs = self._span(own, begin, place + 1)
+                if members.bit_count() > 1 and not members & self.opaque:
+                    yield members, outputs
                 begin = place + 1
-        spans.append((begin, len(own)))
-        whole = [(0, len(own))] if len(spans) > 1 else []
-        for first, end in [*spans, *whole]:
-            members = sum(1 << p for p in own[first:end])
-            if members.bit_count() == 1 or (members & self.opaque and (first, end) not in whole):
-                continue
-            outputs = [self.makes[p] for p in own[first:end] if last_use[self.makes[p]] >= end]
-            yield members, tuple(outputs)
+
+    def _span(self, own: Sequence[int], begin: int, end: int) -> tuple[int, tuple[int, ...]]:
+        """Primitives ``begin`` to ``end`` of the captured program, with what the rest of it needs of them."""
+        members = sum(1 << p for p in own[begin:end])
+        return members, self._stored_by(members, own)

@@ -1,7 +1,7 @@
 """``plan``, ``bound`` and ``profile``: which planner takes which candidates, and what its plan proves.
 
-Every planner prices kernels alike, so that their plans compare. A plan is proven best among its planner's candidates when
-all of its kernels are measured and no unmeasured one could do better even at its floor (``lazy``, ``pricing``);
+Every planner prices kernels alike, so that their plans compare. A plan is proven best among its planner's candidates
+when all of its kernels are measured and no unmeasured one could do better even at its floor (``lazy``, ``pricing``);
 otherwise it is the best of what is measured, and its bound says how much better an unmeasured plan might be.
 """
 
@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from planners.orchestration.blp import Option, Search, Selection, in_order, relaxed
-from planners.orchestration.enumeration import Grown, Kernels, enumerate_kernels
-from planners.orchestration.fusion import FusionNode, greedy_groups
+from planners.orchestration.enumeration import Grown, enumerate_kernels
 from planners.orchestration.graph import PrimitiveGraph
 from planners.orchestration.lazy import Measure, Settled, settle
 from planners.orchestration.load import captured_only, program_graph
@@ -29,7 +28,7 @@ from workbench.plan import Bound, Certificate
 __all__ = ["PLANNERS", "bound", "plan", "profile"]
 
 PLANNERS: Mapping[str, str] = {
-    "optimal": "least total time over all candidate kernels of the problem's space, primitives recomputed where it pays",
+    "optimal": "least total time over all candidate kernels; primitives are computed again where that pays",
     "convex": "the same over convex kernels only (the paper's space)",
     "paper": "the paper's released rules: convex kernels, compute-bound primitives alone, no rewrites",
     "cover": "least total time when every primitive runs exactly once: no redundant computation",
@@ -72,10 +71,10 @@ def _limits_of(planner: str, limits: Limits) -> Limits:
         return replace(limits, space="convex")
     if planner == "paper":
         return replace(limits, space="convex", most_linear=0, prologues=False, whole=False)
-    if planner in ("singletons", "eager"):
+    if planner == "singletons":
         return replace(limits, largest=1, whole=False)
-    if planner == "whole-graph":
-        return replace(limits, largest=1)
+    if planner in _FIXED:
+        return replace(limits, largest=1, whole=True)
     return limits
 
 
@@ -87,11 +86,8 @@ def _prepare(problem: Problem, costs: CostModel, planner: str) -> _Prepared:
     kernels = enumerate_kernels(graph, limits)
     number = {name: i for i, name in enumerate(kernels.tensors)}
     targets = sum(1 << number[t] for t in kernels.index.targets)
-    once = 0
-    if planner == "cover":
-        once = sum({1 << p for p, _ in enumerate(graph.primitives)} & {1 << p for g in kernels.grown
-                                                                       for p in bits(g.members)})
-    return _Prepared(Prices(problem, kernels, costs), tuple(range(len(kernels.grown))), targets, once)
+    return _Prepared(Prices(problem, kernels, costs), tuple(range(len(kernels.grown))), targets,
+                     kernels.needed if planner == "cover" else 0)
 
 
 def plan(problem: Problem, costs: CostModel, *, planner: str = "optimal", solver: str = "highs",
@@ -190,41 +186,13 @@ def _backends(problem: Problem, planner: str) -> tuple[str, ...]:
 
 def _fixed_kernels(problem: Problem, costs: CostModel, planner: str) -> tuple[Prices, list[Grown]]:
     """The kernels of a baseline that does not search."""
-    prepared = _prepare(problem, costs, planner)
-    kernels = prepared.prices.kernels
+    prices = _prepare(problem, costs, planner).prices
+    kernels = prices.kernels
     if planner == "whole-graph":
-        whole = max(kernels.grown, key=lambda g: g.members.bit_count())
-        return prepared.prices, [whole]
-    needed = _needed(kernels, prepared.targets)
-    if planner == "eager":
-        return prepared.prices, [g for g in kernels.grown if g.members.bit_count() == 1 and not g.members & ~needed]
-    own = list(bits(needed))
-    primitives = kernels.index.graph.primitives
-    number = {name: i for i, name in enumerate(kernels.tensors)}
-    nodes = [FusionNode(reads=sum(1 << number[t] for t in kernels.index.reads(p)),
-                        makes=1 << number[primitives[p].output], linear=primitives[p].kind == "linear",
-                        opaque=primitives[p].kind == "opaque") for p in own]
-    groups = greedy_groups(nodes, [kernels.index.tensors[t].nbytes for t in kernels.tensors],
-                           most_linear=problem.limits.most_linear)
-    wanted = {sum(1 << own[i] for i in group) for group in groups}
-    found: dict[int, Grown] = {}
-    for g in kernels.grown:
-        if g.members in wanted:
-            if g.members not in found or len(g.makes) > len(found[g.members].makes):
-                found[g.members] = g
-    return prepared.prices, list(found.values())
-
-
-def _needed(kernels: Kernels, targets: int) -> int:
-    """Primitives of the captured program that its outputs need."""
-    number = {name: i for i, name in enumerate(kernels.tensors)}
-    needed, members = targets, 0
-    for p in reversed(range(len(kernels.index.graph.primitives))):
-        primitive = kernels.index.graph.primitives[p]
-        if primitive.rewrite is None and needed >> number[primitive.output] & 1:
-            members |= 1 << p
-            needed |= sum(1 << number[t] for t in kernels.index.reads(p))
-    return members
+        return prices, [kernels.program] if kernels.program is not None else []
+    if planner == "greedy-fusion":
+        return prices, list(kernels.fused)
+    return prices, [g for g in kernels.grown if g.members.bit_count() == 1 and not g.members & ~kernels.needed]
 
 
 def _fixed_plan(problem: Problem, costs: CostModel, planner: str, begin: float) -> Plan:
