@@ -178,7 +178,7 @@ def _centred(work: Work, ref: ValueRef) -> tuple[int, int, ValueRef, tuple[int, 
 
 
 def _inverse_deviation(work: Work, ref: ValueRef, *, divides: bool) -> tuple[int, int, float, list[int]] | None:
-    """(end, variance, epsilon, steps) when ``ref`` is rsqrt(v + eps), 1 / sqrt(v + eps), or sqrt(v + eps) to divide by."""
+    """(end, variance, epsilon, steps) when ``ref`` is rsqrt(v + eps), 1 / sqrt(v + eps), or (divides) sqrt(v + eps)."""
     end = work.maker(ref, *(("aten.sqrt.default",) if divides else ("aten.rsqrt.default", "aten.reciprocal.default")))
     if end is None:
         return None
@@ -357,7 +357,7 @@ def _post(work: Work, at: int) -> tuple[str, list[float], str, int]:
 
 
 def _bias_behind(work: Work, at: int, channels: int, seen: tuple[tuple[int, ...], ...]) -> tuple[ValueRef, int] | None:
-    """(bias, adding step) when all that reads step ``at`` adds a weight of ``channels`` elements, seen as in ``seen``."""
+    """(bias, adding step) when all that reads step ``at`` adds a weight of ``channels`` elements, seen as ``seen``."""
     users = work.users(at)
     if len(users) != 1 or users[0] < 0:
         return None
@@ -382,7 +382,8 @@ def _convolution(work: Work, at: int) -> bool:
     bias = step.operands[2] if isinstance(given[2], Mapping) else None
     last, gone = at, []
     if bias is None:
-        found = _bias_behind(work, at, step.value.shape[1], ((step.value.shape[1], 1, 1), (1, step.value.shape[1], 1, 1)))
+        channels = step.value.shape[1]
+        found = _bias_behind(work, at, channels, ((channels, 1, 1), (1, channels, 1, 1)))
         if found is not None:
             bias, last = found
             gone.append(at)
@@ -401,8 +402,8 @@ def _linear(work: Work, at: int) -> bool:
     step = work.at(at)
     if step.op == "aten.mm.default" and _weight(work, step.operands[1]):
         x, w, bias = *step.operands, None
-    elif step.op == "aten.addmm.default" and _weight(work, step.operands[2]) and len(work.shape(step.operands[0])) == 1 \
-            and not step.attributes and step.arguments is None:
+    elif step.op == "aten.addmm.default" and not step.attributes and step.arguments is None and _weight(
+            work, step.operands[2]) and len(work.shape(step.operands[0])) == 1:
         bias, x, w = step.operands
     else:
         return False

@@ -28,7 +28,7 @@ from executors.orchestration.kernels import (
 from planners.orchestration.candidates import Step, StoredValue, Structure, ValueRef
 from planners.orchestration.views import Layout, contiguous_strides
 
-__all__ = ["Emitter", "fragment", "viewed_tensor"]
+__all__ = ["REINTERPRET", "Emitter", "fragment", "viewed_tensor"]
 
 _IN_PLACE = frozenset({
     "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "add.Scalar", "sub.Scalar", "mul.Scalar", "div.Scalar",
@@ -38,6 +38,9 @@ _IN_PLACE = frozenset({
     "reciprocal.default", "elu.default"})
 """Overloads that have an in-place form with the same arguments."""
 
+_guards: Any = torch._C._dynamo.guards
+REINTERPRET = _guards._reinterpret_tensor
+"""(tensor, shape, strides, offset) -> another view of its storage, at half of ``as_strided``'s cost."""
 Special = Mapping[str, Callable[["Emitter", Step, Sequence[str]], tuple[str, Layout]]]
 
 
@@ -53,7 +56,7 @@ class Emitter:
     def __init__(self, structure: Structure, operands: Operands, special: Special) -> None:
         self.structure, self.operands, self.special = structure, operands, special
         self.lines: list[str] = []
-        self.objects: dict[str, Any] = {"view": torch._C._dynamo.guards._reinterpret_tensor}
+        self.objects: dict[str, Any] = {"view": REINTERPRET}
         self.layouts: list[Layout] = []
         self.names: list[str] = []
         self.last: dict[int, int] = {}
@@ -146,8 +149,7 @@ class Emitter:
 
     def _call(self, at: int, step: Step, operands: Sequence[str], layout: Layout) -> str:
         free = self._reusable(at, step, layout)
-        positional = list(step.operands and _texts(self, step.arguments, operands)
-                          if step.arguments is not None else operands)
+        positional = list(operands) if step.arguments is None else _texts(self, step.arguments, operands)
         named = [f"{k}={_text(self, v, operands)}" for k, v in step.attributes.items()]
         suffix = "" if step.result is None else f"[{step.result}]"
         if free is not None:

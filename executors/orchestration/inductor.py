@@ -86,8 +86,9 @@ def compile_source(graph: GraphModule, inputs: Sequence[torch.Tensor], *, thread
     with torch.no_grad(), config.patch(settings(threads)), tracing(TracingContext(mode)):
         lowered = make_fx(lambda *args: _as_tuple(graph(*args)), decomposition_table=select_decomp_table())(*fake)
         last = lowered.graph.output_node()
-        last.meta["user_visible_output_idxs"] = list(range(len(last.args[0])))  # their strides are part of the contract
-        made = compile_fx_inner(lowered, fake)
+        results: Any = last.args[0]
+        last.meta["user_visible_output_idxs"] = list(range(len(results)))  # their strides are part of the contract
+        made: Any = compile_fx_inner(lowered, fake)
     return str(made.source_code)
 
 

@@ -1,7 +1,7 @@
 """Kernels without names, in torch: from a ``Structure`` to an ATen graph, to example operands, to straight-line Python.
 
-A back-end turns a structure into a ``Fragment``: lines of Python that compute the outputs from variables, and the objects
-that those lines name. Fragments are joined into one function (``stitched``) or compiled alone to be timed, so a
+A back-end turns a structure into a ``Fragment``: lines of Python that compute the outputs from variables, and the
+objects that those lines name. Fragments are joined into one function (``stitched``) or compiled alone to be timed, so a
 kernel costs in the program what it cost when it was measured: no wrapper, no dispatch of ours, no unpacking.
 """
 
@@ -170,7 +170,7 @@ def _stored_as(tensor: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
 
 def channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides of a (N, C, H, W) tensor whose channels are next to each other."""
-    n, c, h, w = shape
+    _, c, h, w = shape
     return (h * w * c, 1, w * c, c)
 
 

@@ -1,8 +1,9 @@
 """Library kernels as a back-end: the structure with its patterns put back together (``collapse``), as ATen calls.
 
 Convolutions and matrix products with a weight go to oneDNN with the weight packed once for its shape, and with bias
-and activation inside; products of two values go to oneDNN one batch after the other. (On processors other than Intel's
-the MKL behind ``aten.mm`` leaves AVX-512 unused; oneDNN does not.) Which patterns pay is measured: a payload names them.
+and activation inside; products of two values go to oneDNN one batch after the other. (On processors other than
+Intel's the MKL behind ``aten.mm`` leaves AVX-512 unused; oneDNN does not.) Which patterns pay is measured: a payload
+names them.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ def _attention(emitter: eager.Emitter, step: Step, operands: Sequence[str]) -> t
     text = f"{call}({q}, {k}, {v}, {mask}, 0.0, False, scale={step.attributes['scale']!r}).squeeze(1)"
     given = [_like(emitter, r).unsqueeze(1) for r in step.operands[:3]]
     found = torch.nn.functional.scaled_dot_product_attention(
-        *given, _like(emitter, step.operands[3]) if len(operands) > 3 else None, scale=step.attributes["scale"])
+        given[0], given[1], given[2], _like(emitter, step.operands[3]) if len(operands) > 3 else None,
+        scale=step.attributes["scale"])
     return text, _layout(found.squeeze(1))
 
 

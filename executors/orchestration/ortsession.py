@@ -141,8 +141,9 @@ class _Writer:
         if view.op == "aten.expand.default":
             return self.add("Expand", [x, self.constant(list(_shape_after(shape, view)))])
         if view.op == "aten.slice.Tensor":
-            dim, start, end, step = (*a, *(0, None, None, 1)[len(a):])
-            first, last, _ = slice(start, end).indices(shape[dim % rank])
+            given: list[Any] = [*a, *[0, None, None, 1][len(a):]]
+            dim, step = given[0], given[3]
+            first, last, _ = slice(given[1], given[2]).indices(shape[dim % rank])
             return self.add("Slice", [x, *(self.constant([v]) for v in (first, last, dim % rank, step))])
         if view.op == "aten.select.int":
             return self.add("Gather", [x, self.constant(a[1] % shape[a[0] % rank])], axis=a[0] % rank)
@@ -165,7 +166,8 @@ class _Writer:
         elif name in _BINARY:
             if step.attributes.get("alpha", 1) != 1 or step.attributes.get("rounding_mode") is not None:
                 raise Cannot(f"no ONNX counterpart of {step.op} with {dict(step.attributes)}")
-            made = self.add(_BINARY[name], [self.scalar_or(v, operands, step.value.dtype) for v in positional(step)[:2]])
+            both = [self.scalar_or(v, operands, step.value.dtype) for v in positional(step)[:2]]
+            made = self.add(_BINARY[name], both)
         elif name in _REDUCE:
             rank = len(_shape(self.structure, step.operands[0]))
             axes = self.constant(list(dims(step, rank)))

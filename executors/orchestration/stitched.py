@@ -18,6 +18,7 @@ import torch
 
 from executors.orchestration import inductor
 from executors.orchestration.backends import BACKENDS, Payload
+from executors.orchestration.eager import REINTERPRET
 from executors.orchestration.kernels import Fragment, Operands, dtype_of
 from planners.orchestration.candidates import Structure, candidate, structure
 from planners.orchestration.graph import GraphIndex, PrimitiveGraph, Tensor
@@ -171,11 +172,11 @@ def _function(graph: PrimitiveGraph, kernels: Sequence[Chosen], fragments: Seque
     """The function's text, its globals, and for each stored tensor the first and last kernel it lives for."""
     variables = {t.name: f"v{i}" for i, t in enumerate(graph.tensors)}
     made = {name: at for at, c in enumerate(kernels) for name in reversed(c.kernel.outputs)}
-    last = dict(made) | {name: -1 for name in graph.inputs}
+    last = dict(made) | dict.fromkeys(graph.inputs, -1)
     for at, chosen in enumerate(kernels):
         last.update({name: at for name in chosen.kernel.inputs if name in last})
     last.update({o.tensor: len(kernels) for o in graph.outputs if o.tensor in last})
-    space: dict[str, Any] = {"view": torch._C._dynamo.guards._reinterpret_tensor}
+    space: dict[str, Any] = {"view": REINTERPRET}
     arguments = [variables[name] for name in graph.inputs]
     lines = ["mark(clock())"] if timed else []
     for at, (chosen, fragment) in enumerate(zip(kernels, fragments, strict=True)):
@@ -184,7 +185,7 @@ def _function(graph: PrimitiveGraph, kernels: Sequence[Chosen], fragments: Seque
         lines += fragment.placed(prefix, [variables[n] for n in chosen.kernel.inputs],
                                  [variables[n] for n in chosen.kernel.outputs])
         gone = [variables[name] for name, end in last.items()
-                if end == at and (name in made and made[name] <= at or name in graph.inputs)]
+                if end == at and ((name in made and made[name] <= at) or name in graph.inputs)]
         if gone:
             lines.append(f"del {', '.join(gone)}")
         if timed:

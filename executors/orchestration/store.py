@@ -85,7 +85,7 @@ class Store:
         return (digest, backend) in self.costs.seconds
 
     def best(self, digest: str, backends: tuple[str, ...]) -> tuple[float, str | None]:
-        """Least time of a kernel over ``backends`` and the one that has it; infinite and ``None`` where there is none."""
+        """Least time of a kernel over ``backends`` and which has it; infinite and ``None`` where there is none."""
         found = [(self.costs.seconds.get((digest, b), float("inf")), b) for b in backends]
         seconds, name = min(found)
         return seconds, None if seconds == float("inf") else name

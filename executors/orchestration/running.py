@@ -11,11 +11,11 @@ variable ``WB_KERNELS`` names) and made there when it is missing.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ from executors.orchestration.contenders import Program, captured, contender, int
 from executors.orchestration.kernels import Cannot
 from executors.orchestration.pool import Job, Pool
 from executors.orchestration.programs import LARGE, Behind, behind, example_inputs
-from executors.orchestration.store import Store, conditions_of
 from executors.orchestration.stitched import Stitched, chosen_of, stitch
+from executors.orchestration.store import Store, conditions_of
 from executors.orchestration.tune import cache_of
 from planners.orchestration.problem import Plan, Problem
 from profilers.harness import fixed_conditions
@@ -73,7 +73,8 @@ def run(problem: Problem, plan: Plan, *, device: str) -> Outcome:
             programs |= _contenders(there, device=device, threads=threads)
             times = interleaved(programs, inputs, rounds=_ROUNDS, threads=threads, device=device)
             kernels = _kernel_seconds(program, inputs, device)
-            probes = pd.DataFrame([row for case, scale in CASES.items() for row in _probes(there, program, case, scale)])
+            probes = pd.DataFrame([row for case, scale in CASES.items()
+                                   for row in _probes(there, program, case, scale)])
     measured = [min(row) for row in kernels]
     table = pd.DataFrame({
         "kernel": range(len(plan.kernels)), "backend": [k.backend for k in plan.kernels],
@@ -166,7 +167,7 @@ def _kernel_seconds(program: Stitched, inputs: Sequence[torch.Tensor], device: s
     rounds = []
     for _ in range(_ROUNDS):
         _, marks = program.timed(clock, *inputs)
-        rounds.append([(b - a) * 1e-9 for a, b in zip(marks, marks[1:], strict=False)])
+        rounds.append([(b - a) * 1e-9 for a, b in itertools.pairwise(marks)])
     return [list(column) for column in zip(*rounds, strict=True)]
 
 
