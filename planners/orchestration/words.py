@@ -76,7 +76,8 @@ def in_words(plan: Plan) -> str:
         sure += " or more"
     else:
         sure = f"planner {certificate.planner} proves nothing"
-    return (f"Run {ran} primitives in {len(plan.kernels)} kernels ({told}), {1e6 * certificate.objective:.4g} us in "
+    kernels = f"{len(plan.kernels)} kernel{'s' if len(plan.kernels) != 1 else ''}"
+    return (f"Run {ran} primitives in {kernels} ({told}), {1e6 * certificate.objective:.4g} us in "
             f"all ({sure}; the times of {plan.priced} kernels are known).{again}{rules}")
 
 
