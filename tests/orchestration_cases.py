@@ -1,55 +1,113 @@
-"""Small primitive graphs for tests, from lists of predecessors."""
+"""Small kernels and programs that the tests of ``orchestration`` run: built by hand, without a capture."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+from planners.orchestration.candidates import Step, StoredValue, Structure, ValueRef
+from planners.orchestration.graph import Operand, Primitive, PrimitiveGraph, Tensor
+from planners.orchestration.views import View, contiguous_strides
 
-from planners.orchestration.graph import Operand, Primitive, PrimitiveGraph, Tensor, validate
-
-__all__ = ["FIGURE_4", "FIGURE_4_LINEAR", "dag", "fork_join", "random_dag"]
-
-FIGURE_4: Sequence[Sequence[int]] = ((), (0,), (0,), (0,), (1, 2), (4,), (5,), (3,), (6, 7), (8,), (9,), (9, 10))
-"""Predecessors of the paper's small graph (figure 4), from 0."""
-FIGURE_4_LINEAR = (4, 8)
+Shape = Sequence[int]
 
 
-def dag(preds: Sequence[Sequence[int]], *, linear: Collection[int] = (), opaque: Collection[int] = (),
-        outputs: Sequence[int] | None = None, distinct: bool = True, side: int = 8) -> PrimitiveGraph:
-    """A graph whose primitive i reads ``preds[i]`` (the program's input when empty).
-
-    Args:
-        preds: predecessors of each primitive.
-        linear: compute-bound primitives.
-        opaque: primitives that run alone.
-        outputs: primitives whose tensors are returned; those that nobody reads by default.
-        distinct: whether each primitive has an operation of its own, so that no two kernels have one structure.
-        side: tensors are side by side.
-    """
-    read = {p for row in preds for p in row}
-    final = [i for i in range(len(preds)) if i not in read] if outputs is None else outputs
-    tensors = [Tensor(name="x", shape=(side, side), role="input"),
-               *(Tensor(name=f"t{i}", shape=(side, side)) for i in range(len(preds)))]
-    kinds = {**dict.fromkeys(linear, "linear"), **dict.fromkeys(opaque, "opaque")}
-    primitives = tuple(
-        Primitive(name=f"p{i}", op=f"test.op{i}.default" if distinct else "aten.relu.default",
-                  kind=kinds.get(i, "elementwise"),  # type: ignore[arg-type]
-                  inputs=tuple(Operand(tensor=f"t{p}") for p in row) or (Operand(tensor="x"),), output=f"t{i}")
-        for i, row in enumerate(preds))
-    graph = PrimitiveGraph(name="dag", tensors=tuple(tensors), primitives=primitives, inputs=("x",),
-                           outputs=tuple(Operand(tensor=f"t{i}") for i in final))
-    validate(graph)
-    return graph
+def value(shape: Shape, role: str = "data", fill: float | None = None) -> StoredValue:
+    return StoredValue(shape=tuple(shape), strides=contiguous_strides(shape), dtype="float32", role=role, fill=fill)  # type: ignore[arg-type]
 
 
-def fork_join(width: int) -> list[list[int]]:
-    """One source, ``width`` parallel primitives, one join."""
-    return [[], *([0] for _ in range(width)), list(range(1, width + 1))]
+def outside(number: int, *views: View) -> ValueRef:
+    return ValueRef(origin="in", number=number, views=views)
 
 
-def random_dag(rng: np.random.Generator, *, least: int = 4, most: int = 9) -> list[list[int]]:
-    """Predecessors of a random connected DAG; every primitive but the first reads one to three earlier ones."""
-    count = int(rng.integers(least, most + 1))
-    return [[]] + [sorted(rng.choice(i, size=min(i, int(rng.integers(1, 4))), replace=False).tolist())
-                   for i in range(1, count)]
+def made(number: int, *views: View) -> ValueRef:
+    return ValueRef(origin="step", number=number, views=views)
+
+
+def step(op: str, kind: str, operands: Sequence[ValueRef], shape: Shape, arguments: Any = None, **named: Any) -> Step:
+    return Step(op=f"aten.{op}", kind=kind, operands=tuple(operands), arguments=arguments, attributes=named,
+                value=value(shape))
+
+
+def structure(inputs: Sequence[StoredValue], steps: Sequence[Step], *outputs: int) -> Structure:
+    return Structure(inputs=tuple(inputs), steps=tuple(steps), outputs=outputs or (len(steps) - 1,))
+
+
+def a(number: int) -> dict[str, int]:
+    """Operand ``number`` among arguments."""
+    return {"input": number}
+
+
+def instance_norm(channels: int = 4, side: int = 8, *, pad: bool = True) -> Structure:
+    x, one = (1, channels, side, side), (1, channels, 1, 1)
+    per_channel = View(op="aten.view.default", arguments=(one,))
+    steps = [
+        step("mean.dim", "reduce", [outside(0)], one, (a(0), (2, 3), True)),
+        step("sub.Tensor", "elementwise", [outside(0), made(0)], x),
+        step("mul.Tensor", "elementwise", [made(1), made(1)], x),
+        step("mean.dim", "reduce", [made(2)], one, (a(0), (2, 3), True)),
+        step("add.Scalar", "elementwise", [made(3)], one, (a(0), 1e-5)),
+        step("rsqrt.default", "elementwise", [made(4)], one),
+        step("mul.Tensor", "elementwise", [made(1), made(5)], x),
+        step("mul.Tensor", "elementwise", [made(6), outside(1, per_channel)], x),
+        step("add.Tensor", "elementwise", [made(7), outside(2, per_channel)], x),
+        step("relu.default", "elementwise", [made(8)], x)]
+    if pad:
+        steps.append(step("reflection_pad2d.default", "layout", [made(9)], (1, channels, side + 2, side + 2),
+                          (a(0), (1, 1, 1, 1))))
+    return structure([value(x), value((channels,), "weight"), value((channels,), "weight")], steps)
+
+
+def attention(rows: int = 16, keys: int = 12, width: int = 8, heads: int = 2) -> Structure:
+    back = View(op="aten.permute.default", arguments=((0, 2, 1),))
+    scores, column = (heads, rows, keys), (heads, rows, 1)
+    steps = [
+        step("bmm.default", "linear", [outside(0), outside(1, back)], scores),
+        step("mul.Scalar", "elementwise", [made(0)], scores, (a(0), width**-0.5)),
+        step("amax.default", "reduce", [made(1)], column, (a(0), (-1,), True)),
+        step("sub.Tensor", "elementwise", [made(1), made(2)], scores),
+        step("exp.default", "elementwise", [made(3)], scores),
+        step("sum.dim_IntList", "reduce", [made(4)], column, (a(0), (-1,), True)),
+        step("div.Tensor", "elementwise", [made(4), made(5)], scores),
+        step("bmm.default", "linear", [made(6), outside(2)], (heads, rows, width))]
+    return structure([value((heads, rows, width)), value((heads, keys, width)), value((heads, keys, width))], steps)
+
+
+def convolution() -> Structure:
+    y = (1, 8, 6, 6)
+    per_channel = View(op="aten.view.default", arguments=((1, 8, 1, 1),))
+    steps = [
+        step("convolution.default", "linear", [outside(0), outside(1)], y,
+             (a(0), a(1), None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1)),
+        step("add.Tensor", "elementwise", [made(0), outside(2, per_channel)], y),
+        step("sigmoid.default", "elementwise", [made(1)], y),
+        step("mul.Tensor", "elementwise", [made(1), made(2)], y)]
+    return structure([value((1, 4, 6, 6)), value((8, 4, 3, 3), "weight"), value((8,), "weight")], steps)
+
+
+def linear() -> Structure:
+    rows, turned = View(op="aten.view.default", arguments=((10, 6),)), View(op="aten.permute.default",
+                                                                          arguments=((1, 0),))
+    steps = [
+        step("mm.default", "linear", [outside(0, rows), outside(1, turned)], (10, 12)),
+        step("add.Tensor", "elementwise", [made(0), outside(2)], (10, 12)),
+        step("gelu.default", "elementwise", [made(1)], (10, 12))]
+    return structure([value((2, 5, 6)), value((12, 6), "weight"), value((12,), "weight")], steps)
+
+
+CASES = {"instance norm": instance_norm(), "attention": attention(), "convolution": convolution(), "linear": linear()}
+
+
+def program(kernel: Structure, name: str = "case") -> PrimitiveGraph:
+    """The kernel's steps as a program of their own."""
+    def at(ref: ValueRef) -> Operand:
+        return Operand(tensor=("in" if ref.origin == "in" else "t") + str(ref.number), views=ref.views)
+
+    tensors = [Tensor(name=f"in{i}", shape=v.shape, fill=v.fill, role="input" if v.role == "data" else v.role)
+               for i, v in enumerate(kernel.inputs)]
+    tensors += [Tensor(name=f"t{i}", shape=s.value.shape) for i, s in enumerate(kernel.steps)]
+    primitives = [Primitive(name=f"p{i}", op=s.op, kind=s.kind, inputs=tuple(map(at, s.operands)), output=f"t{i}",  # type: ignore[arg-type]
+                            arguments=s.arguments, attributes=s.attributes) for i, s in enumerate(kernel.steps)]
+    return PrimitiveGraph(name=name, tensors=tuple(tensors), primitives=tuple(primitives),
+                          inputs=tuple(f"in{i}" for i, v in enumerate(kernel.inputs) if v.role == "data"),
+                          outputs=tuple(Operand(tensor=f"t{o}") for o in kernel.outputs))
