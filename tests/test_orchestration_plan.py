@@ -37,7 +37,7 @@ from tests.oracles_orchestration import (
     down_sets,
     shortest_program,
 )
-from tests.orchestration_cases import FIGURE_4, FIGURE_4_LINEAR, dag, fork_join, random_dag
+from tests.orchestration_graphs import FIGURE_4, FIGURE_4_LINEAR, dag, fork_join, random_dag
 from workbench.costs import Cost, Provenance
 from workbench.errors import Infeasible, MissingProfile, SpecError
 

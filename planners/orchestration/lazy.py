@@ -92,7 +92,7 @@ def _measure(kernels: Kernels, grown: Sequence[Grown], prices: Prices, measure: 
     kinds = dict.fromkeys(g.kind for g in grown if prices.known(g) is None)
     if kinds:
         measure([(kernels.digest(kind), kernels.structure(kind)) for kind in kinds])
-        prices.forget()
+        prices.forget(kinds)
 
 
 def _options(prices: Prices, allowed: Sequence[int], fit: Callable[[Sequence[tuple[Grown, float]]], FloorModel]

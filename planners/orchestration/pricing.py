@@ -14,7 +14,7 @@ and the time of its compute-bound step alone where that was measured. It assumes
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,13 +51,13 @@ class Price(NamedTuple):
 
 
 class Prices:
-    """Prices of the candidates of one problem; what is asked twice is looked up twice, so that a store may grow."""
+    """Prices of the candidates of one problem, each looked up once until it is forgotten (``lazy`` lets stores grow)."""
 
     def __init__(self, problem: Problem, kernels: Kernels, costs: CostModel) -> None:
         self.problem, self.kernels, self.costs = problem, kernels, costs
         self.named = any(name.startswith(_NAMED) for name in costs.provenance())
         self._works: dict[int, Work] = {}
-        self._prices: dict[int, Price] = {}
+        self._prices: dict[int, Price | None] = {}
         self._boundary = self._boundary_rate() if problem.boundaries else (0.0, 0.0)
 
     def work(self, kind: int) -> Work:
@@ -76,15 +76,13 @@ class Prices:
         if backends is not None:
             return self._look_up(grown, backends)
         if grown.kind not in self._prices:
-            found = self._look_up(grown, self.problem.backends)
-            if found is None:
-                return None
-            self._prices[grown.kind] = found
+            self._prices[grown.kind] = self._look_up(grown, self.problem.backends)
         return self._prices[grown.kind]
 
-    def forget(self) -> None:
-        """Look everything up again: more was measured."""
-        self._prices.clear()
+    def forget(self, kinds: Iterable[int]) -> None:
+        """Look these structures up again: they were measured."""
+        for kind in kinds:
+            self._prices.pop(kind, None)
 
     def boundary_s(self, grown: Grown) -> float:
         """What a kernel adds to a program beyond its own time."""
