@@ -6,14 +6,16 @@ A group of primitives is replaced only when nothing outside it reads what is ins
 where torch has one with the same operands; the others are named ``wb.…`` and emitted by ``library``:
 
     wb.attention(q, k, v[, mask]; scale)       (B, L, D), (B, S, D), (B, S, D) -> (B, L, D)
-    wb.convolution(x, w[, bias]; …, post)      aten.convolution with an activation behind it
-    wb.linear(x, w[, bias]; post)              (M, K), (K, N) -> (M, N), w a weight
+    wb.convolution(x, w[, bias], a…; affine)   aten.convolution, then channels scaled and shifted by weights a, then an
+                                               activation (a batch norm behind a convolution is such a scale and shift)
+    wb.linear(x, w[, bias], a…; affine)        (M, K), (K, N) -> (M, N), w a weight, and the same behind it
     wb.bmm(a, b)                               aten.bmm
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -356,20 +358,32 @@ def _post(work: Work, at: int) -> tuple[str, list[float], str, int]:
     return "none", [], "", at
 
 
-def _bias_behind(work: Work, at: int, channels: int, seen: tuple[tuple[int, ...], ...]) -> tuple[ValueRef, int] | None:
-    """(bias, adding step) when all that reads step ``at`` adds a weight of ``channels`` elements, seen as ``seen``."""
-    users = work.users(at)
-    if len(users) != 1 or users[0] < 0:
-        return None
-    after = work.at(users[0])
-    if after.op != "aten.add.Tensor" or len(after.operands) != 2 or after.attributes:
-        return None
-    other = next((r for r in after.operands if r.origin == "in"), None)
-    mine = next((r for r in after.operands if r.origin == "step"), None)
-    if other is None or mine is None or mine.views or not _weight(work, other) or work.shape(other) not in seen \
-            or work.inputs[other.number].shape != (channels,):
-        return None
-    return ValueRef(origin="in", number=other.number), users[0]
+_AFFINE = {"aten.add.Tensor": "add", "aten.sub.Tensor": "sub", "aten.mul.Tensor": "mul", "aten.div.Tensor": "div"}
+
+
+def _affine_behind(work: Work, at: int, channels: int, seen: Sequence[tuple[int, ...]]
+                   ) -> list[tuple[str, ValueRef, int]]:
+    """What is done to each channel of step ``at`` by weights, one step after the other: (operation, weight, step).
+
+    A weight has ``channels`` elements and is read in one of the shapes ``seen``; nothing else may read the steps.
+    """
+    found: list[tuple[str, ValueRef, int]] = []
+    while True:
+        users = work.users(at)
+        if len(users) != 1 or users[0] < 0:
+            return found
+        after = work.at(users[0])
+        if after.op not in _AFFINE or len(after.operands) != 2 or after.attributes or after.arguments not in (
+                None, ({"input": 0}, {"input": 1})):
+            return found
+        first, second = after.operands
+        if first.origin == "in" and after.op in ("aten.add.Tensor", "aten.mul.Tensor"):
+            first, second = second, first
+        if first.origin != "step" or first.views or not _weight(work, second) or work.shape(second) not in seen \
+                or math.prod(work.inputs[second.number].shape) != channels:
+            return found
+        found.append((_AFFINE[after.op], second, users[0]))
+        at = users[0]
 
 
 def _convolution(work: Work, at: int) -> bool:
@@ -380,19 +394,15 @@ def _convolution(work: Work, at: int) -> bool:
     if argument(step, 6, "transposed"):
         return False
     bias = step.operands[2] if isinstance(given[2], Mapping) else None
-    last, gone = at, []
-    if bias is None:
-        channels = step.value.shape[1]
-        found = _bias_behind(work, at, channels, ((channels, 1, 1), (1, channels, 1, 1)))
-        if found is not None:
-            bias, last = found
-            gone.append(at)
+    channels = step.value.shape[1]
+    affine = _affine_behind(work, at, channels, ((channels, 1, 1), (1, channels, 1, 1)))
+    last = affine[-1][2] if affine else at
     post, scalars, algorithm, end = _post(work, last)
-    if end != last:
-        gone.append(last)
+    gone = {at, last, *(n for _, _, n in affine)} - {end}
     attributes = {"stride": list(given[3]), "padding": list(given[4]), "dilation": list(given[5]),
-                  "groups": argument(step, 8, "groups"), "post": post, "scalars": scalars, "algorithm": algorithm}
-    operands = (*step.operands[:2], *((bias,) if bias is not None else ()))
+                  "groups": argument(step, 8, "groups"), "bias": bias is not None,
+                  "affine": [name for name, _, _ in affine], "post": post, "scalars": scalars, "algorithm": algorithm}
+    operands = (*step.operands[:2], *((bias,) if bias is not None else ()), *(ref for _, ref, _ in affine))
     work.replace(end, Step(op="wb.convolution", kind="linear", operands=operands, attributes=attributes,
                            value=work.at(end).value), gone)
     return True
@@ -407,19 +417,15 @@ def _linear(work: Work, at: int) -> bool:
         bias, x, w = step.operands
     else:
         return False
-    last, gone = at, []
-    if bias is None:
-        n = step.value.shape[1]
-        found = _bias_behind(work, at, n, ((n,), (1, n)))
-        if found is not None:
-            bias, last = found
-            gone.append(at)
+    n = step.value.shape[1]
+    affine = _affine_behind(work, at, n, ((n,), (1, n)))
+    last = affine[-1][2] if affine else at
     post, scalars, algorithm, end = _post(work, last)
-    if end != last:
-        gone.append(last)
-    operands = (x, w, *((bias,) if bias is not None else ()))
+    gone = {at, last, *(number for _, _, number in affine)} - {end}
+    operands = (x, w, *((bias,) if bias is not None else ()), *(ref for _, ref, _ in affine))
     work.replace(end, Step(op="wb.linear", kind="linear", operands=operands, value=work.at(end).value,
-                           attributes={"post": post, "scalars": scalars, "algorithm": algorithm}), gone)
+                           attributes={"bias": bias is not None, "affine": [name for name, _, _ in affine],
+                                       "post": post, "scalars": scalars, "algorithm": algorithm}), gone)
     return True
 
 

@@ -91,13 +91,32 @@ def _layout(tensor: torch.Tensor) -> Layout:
     return Layout(tuple(tensor.shape), tuple(tensor.stride()), 0)
 
 
+def _folded(emitter: eager.Emitter, step: Step, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight (outputs first) and bias with the step's affine tail folded in, computed in double precision."""
+    a = step.attributes
+    tail = list(step.operands[2:])
+    if not a["bias"] and not a["affine"]:
+        return weight.contiguous(), None
+    first = tail.pop(0) if a["bias"] else None
+    scale = torch.ones(weight.shape[0], dtype=torch.float64, device=weight.device)
+    shift = _tensor(emitter, first).double().reshape(-1) if first is not None else torch.zeros_like(scale)
+    for name, ref in zip(a["affine"], tail, strict=True):
+        value = _tensor(emitter, ref).double().reshape(-1)
+        if name in ("add", "sub"):
+            shift = shift + value if name == "add" else shift - value
+        else:
+            factor = value if name == "mul" else 1 / value
+            scale, shift = scale * factor, shift * factor
+    rows = scale.reshape(-1, *(1,) * (weight.dim() - 1))
+    return (weight.double() * rows).to(weight.dtype).contiguous(), shift.to(weight.dtype).contiguous()
+
+
 def _convolution(emitter: eager.Emitter, step: Step, operands: Sequence[str]) -> tuple[str, Layout]:
     a = step.attributes
     stride, padding, dilation, groups = list(a["stride"]), list(a["padding"]), list(a["dilation"]), int(a["groups"])
     x = _like(emitter, step.operands[0])
-    packed = torch.ops.mkldnn._reorder_convolution_weight(
-        _tensor(emitter, step.operands[1]).contiguous(), padding, stride, dilation, groups, list(x.shape))
-    bias = _tensor(emitter, step.operands[2]).contiguous() if len(step.operands) > 2 else None
+    weight, bias = _folded(emitter, step, _tensor(emitter, step.operands[1]))
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, list(x.shape))
     call = torch.ops.mkldnn._convolution_pointwise.default
     rest = (padding, stride, dilation, groups, a["post"], list(a["scalars"]), a["algorithm"])
     layout = _layout(call(x, packed, bias, *rest))
@@ -108,8 +127,8 @@ def _convolution(emitter: eager.Emitter, step: Step, operands: Sequence[str]) ->
 def _linear(emitter: eager.Emitter, step: Step, operands: Sequence[str]) -> tuple[str, Layout]:
     a = step.attributes
     x = _like(emitter, step.operands[0])
-    packed = torch.ops.mkldnn._reorder_linear_weight(_tensor(emitter, step.operands[1]).t().contiguous(), x.shape[0])
-    bias = _tensor(emitter, step.operands[2]).contiguous() if len(step.operands) > 2 else None
+    weight, bias = _folded(emitter, step, _tensor(emitter, step.operands[1]).t())
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
     call = torch.ops.mkldnn._linear_pointwise.default
     rest = (a["post"], list(a["scalars"]), a["algorithm"])
     layout = _layout(call(x, packed, bias, *rest))

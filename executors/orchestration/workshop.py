@@ -24,7 +24,10 @@ from workbench.errors import SpecError
 
 __all__ = ["Workshop"]
 
-_NOTHING_TO_GENERATE = ("linear", "opaque")
+_LIBRARY = ("linear", "opaque")
+_FEW_STEPS = 24
+"""Kernels with a compute-bound step and at most so many others are not compiled: what Inductor makes of them is the
+library's call and generated code beside it, which a plan gets from two kernels just as well."""
 
 
 class Workshop:
@@ -76,8 +79,8 @@ class Workshop:
             for name in self.backends:
                 if not BACKENDS[name].compiles or self.store.known(digest, name):
                     continue
-                if all(step.kind in _NOTHING_TO_GENERATE for step in made.steps):
-                    self.store.add(digest, name, None, why="nothing to generate: library calls only")
+                if len(made.steps) <= _FEW_STEPS and any(step.kind in _LIBRARY for step in made.steps):
+                    self.store.add(digest, name, None, why="its compute-bound step would be a library call of its own")
                 elif self.store.artifact(digest, name) is None:
                     jobs.append(Job(digest, name, made))
         for made_job in self.pool.prepare(jobs):
