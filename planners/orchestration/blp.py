@@ -8,19 +8,27 @@ Paper: Korch, arXiv 2406.09465, section 4.4. With candidates k, outputs out(k), 
     u in {0, 1}
 
 The paper has the second row for every single k; since at most one kernel with the outputs q is of use, the sum over all
-of them is as true and far tighter. Before: candidates that cannot run, that another with the same outputs, no more
-inputs and no more time replaces, or that lead to no output, are left out. Tensors that every plan stores (outputs, and
-what all producers of such a tensor read) cut the program into parts whose optima add up. A candidate that alone is a
-whole plan is compared, not modelled. After: where alternatives let kernels wait for each other in a circle, with S the
-tensors that only waiting kernels make,  u_k <= sum of u over kernels that make something in S and read nothing of S,
-for every waiting k; the parts concerned are solved again.
+of them is as true and tighter. Still the relaxation loses half of a demand wherever two ways meet, and so nearly all of
+it over a deep program. What holds it up are rows for execution states (the paper's down-sets D, which it uses to find
+kernels only): whatever is stored so far, some kernel must take the program beyond D,
+
+    sum of u_k over kernels that make something outside D and read only inside D  >= 1.
+
+One row for each prefix of two orders of the tensors makes the relaxation of most programs integral.
+
+Before: candidates that cannot run, that another with the same outputs, no more inputs and no more time replaces, or
+that lead to no output, are left out. Tensors that every plan stores (outputs, and dominators of outputs) cut the
+program into parts whose optima add up. A candidate that alone is a whole plan is compared, not modelled. After: where
+alternatives let kernels wait for each other in a circle, with S the tensors that only waiting kernels make,  u_k <= sum
+of u over kernels that make something in S and read nothing of S,  for every k that reads of S; the parts concerned are
+solved again.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,6 +120,8 @@ def choose(options: Sequence[Option], targets: int, search: Search) -> Selection
         if whole is None:
             raise Infeasible("no set of kernels makes every output", hint="raise limits, or measure more kernels")
         return whole
+    if whole is not None and not search.tie_tolerance and _floor(options, rest, targets, search) >= whole.seconds:
+        return whole
     together = _in_parts(options, rest, targets, search, deadline)
     return together if whole is None else _better(options, together, whole, search.tie_tolerance)
 
@@ -123,15 +133,20 @@ def relaxed(options: Sequence[Option], targets: int, search: Search) -> float:
     rest = [i for i in useful if not _is_plan(options[i], targets)]
     if not _makes_all(options, rest, targets):
         return min(alone)
+    return min([_floor(options, rest, targets, search), *alone])
+
+
+def _floor(options: Sequence[Option], among: Sequence[int], targets: int, search: Search) -> float:
+    """Optimum of the linear relaxation over ``among``, which make all targets."""
     total = 0.0
-    for part in _parts(options, rest, targets, search, ()):
+    for part in _parts(options, among, targets, search, ()):
         if len(part.options) == 1:
             total += options[part.options[0]].seconds
             continue
         model, _ = _model(options, part, search, ())
         found = require(solve(relax(model), solver="highs"))
         total += float(found.bound if found.bound is not None else 0.0)
-    return min([total, *alone])
+    return total
 
 
 def _is_plan(option: Option, targets: int) -> bool:
@@ -360,6 +375,8 @@ def _model(options: Sequence[Option], part: _Part, search: Search, cuts: Sequenc
     for i in part.options:
         by_outputs.setdefault(options[i].makes, []).append(place[i])
     add("one each", [dict.fromkeys(group, 1.0) for group in by_outputs.values() if len(group) > 1], "<=", 1.0)
+    states = _state_rows(options, part, makers)
+    add("beyond", [dict.fromkeys((place[i] for i in row), 1.0) for row in states], ">=", 1.0)
     once: dict[int, list[int]] = {}
     for i in part.options:
         for p in bits(options[i].members & search.once):
@@ -372,6 +389,47 @@ def _model(options: Sequence[Option], part: _Part, search: Search, cuts: Sequenc
         circles.append(row)
     add("no circle", circles, ">=", 0.0)
     return model, run
+
+
+def _state_rows(options: Sequence[Option], part: _Part, makers: Mapping[int, list[int]]) -> list[tuple[int, ...]]:
+    """For prefixes of two orders of the part's tensors, the options that lead beyond; each set of options once."""
+    rows: dict[tuple[int, ...], None] = {}
+    for order in _orders(options, part, makers):
+        place = {t: k for k, t in enumerate(order)}
+        last = max(place[t] for t in bits(part.forced))
+        beyond: list[list[int]] = [[] for _ in range(last + 1)]
+        for i in part.options:
+            first = max((place[t] for t in bits(options[i].reads) if t in place), default=-1) + 1
+            for k in range(first, min(last, max(place[t] for t in options[i].makes)) + 1):
+                beyond[k].append(i)
+        rows.update(dict.fromkeys(tuple(row) for row in beyond))
+    return list(rows)
+
+
+def _orders(options: Sequence[Option], part: _Part, makers: Mapping[int, list[int]]) -> Iterator[list[int]]:
+    """The part's tensors branch after branch (depth first from what it must store), and level by level."""
+    reads: dict[int, list[int]] = {}
+    for i in part.options:
+        if options[i].members.bit_count() == 1:
+            for t in options[i].makes:
+                reads.setdefault(t, []).extend(r for r in bits(options[i].reads) if r in makers)
+    depth_first: dict[int, int] = {}
+    level = dict.fromkeys(makers, 0)
+    entered: set[int] = set()
+    for root in [*bits(part.forced), *makers]:
+        stack = [root]
+        while stack:
+            t = stack[-1]
+            if t not in entered:
+                entered.add(t)
+                stack.extend(r for r in reversed(reads.get(t, [])) if r not in entered)
+                continue
+            stack.pop()
+            if t not in depth_first:
+                depth_first[t] = len(depth_first)
+                level[t] = 1 + max((level[r] for r in reads.get(t, [])), default=0)
+    yield list(depth_first)
+    yield sorted(depth_first, key=lambda t: (level[t], depth_first[t]))
 
 
 def _elsewhere(part: _Part, makers: Mapping[int, list[int]]) -> int:

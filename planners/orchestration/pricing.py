@@ -51,7 +51,7 @@ class Price(NamedTuple):
 
 
 class Prices:
-    """Prices of the candidates of one problem, each looked up once until it is forgotten (``lazy`` lets stores grow)."""
+    """Prices of the candidates of one problem, each looked up once until it is forgotten: stores grow."""
 
     def __init__(self, problem: Problem, kernels: Kernels, costs: CostModel) -> None:
         self.problem, self.kernels, self.costs = problem, kernels, costs
