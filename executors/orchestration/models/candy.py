@@ -75,5 +75,5 @@ class Candy(nn.Module):
         self.last = ReflectConv(width, 3, 9)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, 3, h, w) -> the image in the other style, same shape; sides are multiples of 4."""
+        """(batch, 3, h, w) -> the image in the other style, same shape; sides are multiples of 8."""
         return self.last(self.body(image))

@@ -71,7 +71,7 @@ def initialise(module: nn.Module, *, seed: int) -> None:
 def calibrate(module: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Set the statistics of every batch norm from its input on ``inputs``: signals stay of order one at any depth.
 
-    Each channel's mean is a quarter of the one seen; the variance, shared by a layer's channels, is what is left about
+    Each channel's mean is a tenth of the one seen; the variance, shared by a layer's channels, is what is left about
     it. Exact statistics of a few random images would make a random network chaotic (rounding errors of 5e-5 of
     the output, and hundredfold outputs at other resolutions); fixed ones let deep signals die or explode. Computed in
     double precision, so that the order in which threads add does not matter.
@@ -81,7 +81,7 @@ def calibrate(module: nn.Module, inputs: Sequence[Tensor]) -> None:
         return
 
     def observe(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        mean = arguments[0].mean(dim=(0, 2, 3)) / 4
+        mean = arguments[0].mean(dim=(0, 2, 3)) / 10
         cast(Tensor, norm.running_mean).copy_(mean)
         cast(Tensor, norm.running_var).copy_((arguments[0] - mean[:, None, None]).square().mean())
 

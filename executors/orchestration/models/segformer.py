@@ -92,6 +92,12 @@ class _Stage(nn.Module):
         return self.norm(x).transpose(1, 2).reshape(x.shape[0], x.shape[2], h, w)
 
 
+def _resized(tokens: Tensor, shape: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(batch, tokens, width) of a map of ``shape`` -> (batch, width, *size), bilinear."""
+    x = tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *shape)
+    return x if shape == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
 class DecodeConcat(nn.Module):
     """Four branches of (batch, side^2, width) tokens: add the bias, make maps, resize to the largest, concatenate.
 
@@ -112,9 +118,7 @@ class DecodeConcat(nn.Module):
         size = (self.sides[0], self.sides[0])
         maps = []
         for tokens, bias, side in zip(branches, self.biases, self.sides, strict=True):
-            x = (tokens + bias).transpose(1, 2)
-            x = x.reshape(x.shape[0], x.shape[1], side, side)
-            maps.append(F.interpolate(x, size=size, mode="bilinear", align_corners=False) if side != size[0] else x)
+            maps.append(_resized(tokens + bias, (side, side), size))
         return torch.cat(maps[::-1], dim=1)
 
 
@@ -127,13 +131,9 @@ class _DecodeHead(nn.Module):
         self.classify = nn.Conv2d(width, classes, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        size = features[0].shape[2:]
-        maps = []
-        for feature, branch in zip(features, self.branches, strict=True):
-            x = branch(feature.flatten(2).transpose(1, 2)).transpose(1, 2)
-            x = x.reshape(x.shape[0], x.shape[1], feature.shape[2], feature.shape[3])
-            maps.append(F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-                        if feature.shape[2:] != size else x)
+        sizes = [(feature.shape[2], feature.shape[3]) for feature in features]
+        maps = [_resized(branch(feature.flatten(2).transpose(1, 2)), size, sizes[0])
+                for feature, branch, size in zip(features, self.branches, sizes, strict=True)]
         return self.classify(F.relu(self.norm(self.fuse(torch.cat(maps[::-1], dim=1)))))
 
 
