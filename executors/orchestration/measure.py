@@ -31,9 +31,9 @@ _DOUBLE_LIMIT = 1 << 24
 _FEW = 3
 
 
-def cache_for(moved_bytes: int) -> Cache:
-    """In which state a program that keeps so many bytes (weights and values of one run) finds its weights."""
-    return "cold" if moved_bytes > _LAST_LEVEL_BYTES else "warm"
+def cache_for(touched_bytes: int) -> Cache:
+    """In which state a program that touches so many bytes in a run finds its weights at the next."""
+    return "cold" if touched_bytes > _LAST_LEVEL_BYTES else "warm"
 
 
 class ContextTimer:
@@ -64,7 +64,7 @@ class ContextTimer:
 
 def worst_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference as a share of the largest wanted value (at least 1); infinite where only one is finite."""
-    found, wanted = found.double(), wanted.double()
+    found, wanted = found.detach().double(), wanted.detach().double()
     finite = torch.isfinite(wanted)
     if not torch.equal(finite, torch.isfinite(found)):
         return float("inf")
@@ -120,7 +120,7 @@ class Subject:
             if x.dtype.is_floating_point:
                 x.mul_(1.0)
 
-    def measure(self, backend: str, payload: Payload, *, best_s: float, seconds: float = 0.15
+    def measure(self, backend: str, payload: Payload, *, best_s: float, seconds: float = 0.06
                 ) -> tuple[Measurement, float]:
         """Time of the structure on a back-end, and the error of its result.
 

@@ -57,8 +57,24 @@ class Tuned:
 
 
 def cache_of(graph: PrimitiveGraph) -> Cache:
-    """In which state one run of the program after the other finds the caches: by weights and values together."""
-    return cache_for(sum(t.nbytes for t in graph.tensors))
+    """In which state one run of the program after the other finds its weights: by what a run touches in between.
+
+    That is all weights, and as much memory as the captured program's values take at most at a time (the allocator
+    hands the same memory out again).
+    """
+    sizes = {t.name: t.nbytes for t in graph.tensors}
+    last: dict[str, int] = {}
+    made = [p for p in graph.primitives if p.rewrite is None]
+    for at, primitive in enumerate(made):
+        last.update(dict.fromkeys((*(o.tensor for o in primitive.inputs), primitive.output), at))
+    values = {t.name for t in graph.tensors if t.role == "value"}
+    held = peak = sum(sizes[name] for name in graph.inputs)
+    for at, primitive in enumerate(made):
+        held += sizes[primitive.output]
+        peak = max(peak, held)
+        gone = {primitive.output, *(o.tensor for o in primitive.inputs)}
+        held -= sum(sizes[name] for name in gone if last[name] == at and name in values)
+    return cache_for(sum(t.nbytes for t in graph.tensors if t.role == "weight") + peak)
 
 
 def open_store(folder: Path | str, *, device: str, threads: int, cache: Cache) -> Store:
