@@ -408,11 +408,11 @@ def _state_rows(options: Sequence[Option], part: _Part, makers: Mapping[int, lis
 
 def _orders(options: Sequence[Option], part: _Part, makers: Mapping[int, list[int]]) -> Iterator[list[int]]:
     """The part's tensors branch after branch (depth first from what it must store), and level by level."""
-    reads: dict[int, list[int]] = {}
-    for i in part.options:
-        if options[i].members.bit_count() == 1:
-            for t in options[i].makes:
-                reads.setdefault(t, []).extend(r for r in bits(options[i].reads) if r in makers)
+    read_for = dict.fromkeys(makers, 0)
+    for t, kernels in makers.items():
+        for k in kernels:
+            read_for[t] |= options[part.options[k]].reads
+    reads = {t: [r for r in bits(mask) if r in makers] for t, mask in read_for.items()}
     depth_first: dict[int, int] = {}
     level = dict.fromkeys(makers, 0)
     entered: set[int] = set()
@@ -422,12 +422,12 @@ def _orders(options: Sequence[Option], part: _Part, makers: Mapping[int, list[in
             t = stack[-1]
             if t not in entered:
                 entered.add(t)
-                stack.extend(r for r in reversed(reads.get(t, [])) if r not in entered)
+                stack.extend(r for r in reversed(reads[t]) if r not in entered)
                 continue
             stack.pop()
             if t not in depth_first:
                 depth_first[t] = len(depth_first)
-                level[t] = 1 + max((level[r] for r in reads.get(t, [])), default=0)
+                level[t] = 1 + max((level[r] for r in reads[t]), default=0)
     yield list(depth_first)
     yield sorted(depth_first, key=lambda t: (level[t], depth_first[t]))
 
