@@ -35,9 +35,13 @@ import numpy as np
 
 from planners.orchestration.masks import bits
 from workbench.errors import Infeasible
-from workbench.milp import Model, Variables, relax, require, solve
+from workbench.milp import Model, Solution, Variables, relax, require, solve
 
 __all__ = ["Option", "Search", "Selection", "choose", "in_order", "relaxed"]
+
+_GAP = 1e-9
+_WHOLE = 1e-7
+"""How far from whole numbers a relaxation's values may be to count as whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,9 @@ class Search:
     time_limit_s: float = 60.0
     seed: int = 0
     tie_tolerance: float = 0.0
+    gap: float = 1e-9
+    """Share of the optimum at which a part's search stops; a plan found with more than 1e-9 is not called proven
+    unless its bound says so."""
     once: int = 0
     """Primitives that must run exactly once (a mask): the cover without redundancy."""
 
@@ -120,9 +127,11 @@ def choose(options: Sequence[Option], targets: int, search: Search) -> Selection
         if whole is None:
             raise Infeasible("no set of kernels makes every output", hint="raise limits, or measure more kernels")
         return whole
-    if whole is not None and not search.tie_tolerance and _floor(options, rest, targets, search) >= whole.seconds:
+    programs = _Programs(options, search)
+    if whole is not None and not search.tie_tolerance and programs.floor_s(
+            _parts(options, rest, targets, search, ())) >= whole.seconds:
         return whole
-    together = _in_parts(options, rest, targets, search, deadline)
+    together = _in_parts(programs, rest, targets, deadline)
     return together if whole is None else _better(options, together, whole, search.tie_tolerance)
 
 
@@ -133,20 +142,7 @@ def relaxed(options: Sequence[Option], targets: int, search: Search) -> float:
     rest = [i for i in useful if not _is_plan(options[i], targets)]
     if not _makes_all(options, rest, targets):
         return min(alone)
-    return min([_floor(options, rest, targets, search), *alone])
-
-
-def _floor(options: Sequence[Option], among: Sequence[int], targets: int, search: Search) -> float:
-    """Optimum of the linear relaxation over ``among``, which make all targets."""
-    total = 0.0
-    for part in _parts(options, among, targets, search, ()):
-        if len(part.options) == 1:
-            total += options[part.options[0]].seconds
-            continue
-        model, _ = _model(options, part, search, ())
-        found = require(solve(relax(model), solver="highs"))
-        total += float(found.bound if found.bound is not None else 0.0)
-    return total
+    return min([_Programs(options, search).floor_s(_parts(options, rest, targets, search, ())), *alone])
 
 
 def _is_plan(option: Option, targets: int) -> bool:
@@ -227,9 +223,9 @@ def _undominated(options: Sequence[Option], among: Sequence[int]) -> list[int]:
     return sorted(kept)
 
 
-def _in_parts(options: Sequence[Option], among: Sequence[int], targets: int, search: Search, deadline: float
-              ) -> Selection:
+def _in_parts(programs: _Programs, among: Sequence[int], targets: int, deadline: float) -> Selection:
     """Solve the parts; while kernels wait for each other in a circle, cut it off and solve what changed again."""
+    options, search = programs.options, programs.search
     cuts: list[Cut] = []
     answers: dict[tuple[_Part, tuple[Cut, ...]], _Answer] = {}
     while True:
@@ -239,7 +235,7 @@ def _in_parts(options: Sequence[Option], among: Sequence[int], targets: int, sea
             mine = set(part.options)
             own = tuple(cut for cut in cuts if cut[0] in mine)
             if (part, own) not in answers:
-                answers[part, own] = _solve(options, part, search, own, max(0.1, deadline - time.perf_counter()))
+                answers[part, own] = _solve(programs, part, own, max(0.1, deadline - time.perf_counter()))
             found.append(answers[part, own])
         chosen = sorted(i for answer in found for i in answer.chosen)
         order, stuck = in_order(options, chosen)
@@ -360,9 +356,10 @@ def _model(options: Sequence[Option], part: _Part, search: Search, cuts: Sequenc
             model.add(name, matrix @ run, sense, right)  # type: ignore[arg-type]
 
     add("stored", [dict.fromkeys(makers[t], 1.0) for t in bits(part.forced)], ">=", 1.0)
+    open_here = sum(1 << t for t in makers) & ~part.forced  # what other parts make is stored in any case
     users: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for i in part.options:
-        for t in bits(options[i].reads & ~_elsewhere(part, makers)):
+        for t in bits(options[i].reads & open_here):
             users.setdefault((options[i].makes, t), []).append(place[i])
     needs = []
     for (_, t), group in users.items():
@@ -432,19 +429,44 @@ def _orders(options: Sequence[Option], part: _Part, makers: Mapping[int, list[in
     yield sorted(depth_first, key=lambda t: (level[t], depth_first[t]))
 
 
-def _elsewhere(part: _Part, makers: Mapping[int, list[int]]) -> int:
-    """Tensors this part only reads: they are stored in any case."""
-    own = sum(1 << t for t in makers)
-    return part.forced | ~own
+class _Programs:
+    """Models of parts and the optima of their relaxations, each made once."""
+
+    def __init__(self, options: Sequence[Option], search: Search) -> None:
+        self.options, self.search = options, search
+        self._made: dict[tuple[_Part, tuple[Cut, ...]], tuple[Model, Variables, Solution]] = {}
+
+    def relaxed(self, part: _Part, cuts: tuple[Cut, ...]) -> tuple[Model, Variables, Solution]:
+        """Model, its variables, and the solution of its relaxation."""
+        if (part, cuts) not in self._made:
+            model, run = _model(self.options, part, self.search, cuts)
+            self._made[part, cuts] = model, run, require(solve(relax(model), solver="highs"))
+        return self._made[part, cuts]
+
+    def floor_s(self, parts: Sequence[_Part]) -> float:
+        """Sum of the optima of the relaxations."""
+        total = 0.0
+        for part in parts:
+            if len(part.options) == 1:
+                total += self.options[part.options[0]].seconds
+            else:
+                total += self.relaxed(part, ())[2].bound or 0.0
+        return total
 
 
-def _solve(options: Sequence[Option], part: _Part, search: Search, cuts: Sequence[Cut], seconds: float) -> _Answer:
+def _solve(programs: _Programs, part: _Part, cuts: tuple[Cut, ...], seconds: float) -> _Answer:
+    """Optimum of a part: of the relaxation where that is whole, else by branch and bound."""
+    options, search = programs.options, programs.search
     if len(part.options) == 1 and not cuts:
         only = part.options[0]
         return _Answer((only,), options[only].seconds, options[only].seconds, True, 0)
-    model, run = _model(options, part, search, cuts)
-    found = require(solve(model, solver=search.solver, time_limit_s=seconds, gap=1e-9, seed=search.seed))
-    proven, bound = found.status == "optimal", found.bound if found.bound is not None else 0.0
+    model, run, found = programs.relaxed(part, cuts)
+    values = found["run"]
+    if np.abs(values - np.rint(values)).max() > _WHOLE:
+        found = require(solve(model, solver=search.solver, time_limit_s=seconds, gap=_GAP, seed=search.seed))
+    bound = found.bound if found.bound is not None else 0.0
+    proven = found.status == "optimal" and (search.gap <= 1e-9 or (
+        found.objective is not None and found.objective - bound <= 1e-9 * abs(found.objective)))
     if search.tie_tolerance and found.objective is not None:
         costs = np.array([options[i].seconds for i in part.options])
         second = model.copy()
@@ -452,10 +474,8 @@ def _solve(options: Sequence[Option], part: _Part, search: Search, cuts: Sequenc
         executions = np.array([options[i].members.bit_count() for i in part.options], dtype=float)
         tie_break = costs / (1.0 + costs.sum())
         second.minimise((executions + tie_break) @ run)
-        found = require(solve(second, solver=search.solver, time_limit_s=seconds, gap=1e-9, seed=search.seed,
-                              start=found))
-    taken = np.flatnonzero(found["run"])
-    chosen = tuple(part.options[k] for k in taken)
+        found = require(solve(second, solver=search.solver, time_limit_s=seconds, gap=_GAP, seed=search.seed))
+    chosen = tuple(part.options[k] for k in np.flatnonzero(np.rint(found["run"])))
     total = math.fsum(options[i].seconds for i in chosen)
     rows = sum(len(block.rhs) for block in model.rows.values())
     return _Answer(chosen, total, min(bound, total), proven, rows)

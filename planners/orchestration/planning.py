@@ -150,7 +150,7 @@ def profile(problem: Problem, costs: CostModel, measure: Measure, *, planners: S
             plans.append(_fixed_plan(problem, costs, planner, begin))
             continue
         prepared = _prepare(problem, costs, planner)
-        search = Search(solver=solver, time_limit_s=time_limit_s, tie_tolerance=problem.tie_tolerance,
+        search = Search(solver=solver, time_limit_s=time_limit_s, tie_tolerance=problem.tie_tolerance, gap=max(1e-9, gap / 4),
                         once=prepared.once)
         settled = settle(prepared.prices, prepared.allowed, prepared.targets, search, measure=measure, gap=gap,
                          tell=lambda line, name=planner: tell(f"{name}: {line}"))  # type: ignore[misc]
