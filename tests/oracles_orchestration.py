@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["brute_force_cones", "convex_by_definition", "down_sets", "shortest_program"]
+__all__ = ["brute_force_cones", "convex_by_definition", "down_sets", "shortest_program", "subsets"]
 
 Kernel = tuple[frozenset[int], frozenset[int], float]
 """Tensors read, tensors stored, seconds."""
@@ -52,20 +52,21 @@ def convex_by_definition(preds: Sequence[Sequence[int]], members: frozenset[int]
 
 def down_sets(preds: Sequence[Sequence[int]]) -> list[frozenset[int]]:
     """All sets that hold the predecessors of their members (execution states), the empty one too."""
-    return [s for s in _subsets(len(preds)) if all(set(preds[v]) <= s for v in s)]
+    return [s for s in subsets(len(preds)) if all(set(preds[v]) <= s for v in s)]
 
 
-def _subsets(count: int) -> Iterator[frozenset[int]]:
+def subsets(count: int) -> Iterator[frozenset[int]]:
+    """All subsets of the first ``count`` numbers."""
     for mask in range(1 << count):
         yield frozenset(i for i in range(count) if mask >> i & 1)
 
 
-def brute_force_cones(preds: Sequence[Sequence[int]], allowed: Callable[[frozenset[int]], bool], *, convex: bool
+def brute_force_cones(preds: Sequence[Sequence[int]], allowed: Iterable[frozenset[int]], *, convex: bool
                       ) -> set[tuple[frozenset[int], int]]:
-    """(members, output) of every single-output kernel: every member leads to the output inside the set."""
+    """(members, output) of every single-output kernel among ``allowed``: every member leads to the output inside."""
     found = set()
-    for members in _subsets(len(preds)):
-        if not members or not allowed(members) or (convex and not convex_by_definition(preds, members)):
+    for members in allowed:
+        if not members or (convex and not convex_by_definition(preds, members)):
             continue
         sinks = [v for v in members if not any(v in preds[w] for w in members)]
         if len(sinks) == 1:  # in a DAG every member then leads to it

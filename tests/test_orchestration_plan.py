@@ -36,6 +36,7 @@ from tests.oracles_orchestration import (
     convex_by_definition,
     down_sets,
     shortest_program,
+    subsets,
 )
 from tests.orchestration_graphs import FIGURE_4, FIGURE_4_LINEAR, dag, fork_join, random_dag
 from workbench.costs import Cost, Provenance
@@ -129,7 +130,7 @@ def test_optimum_equals_the_shortest_path_on_random_programs(seed: int) -> None:
         targets = targets_of(cones)
         best = []
         for kernels in (cones, convex):
-            options = options_of(kernels, lambda g, times=times: times[g.members])
+            options = options_of(kernels, {g: times[g.members] for g in kernels.grown}.__getitem__)
             found = choose(options, targets, Search())
             assert found.proven
             assert found.seconds == pytest.approx(shortest(options, targets), rel=1e-9)
@@ -148,7 +149,7 @@ def test_adding_candidates_never_raises_the_optimum_and_a_cover_never_beats_it()
         graph = dag(random_dag(rng), linear=[1])
         kernels = enumerate_kernels(graph, replace(FREE, most_linear=1))
         times = {g.kind: 1.0 + float(rng.random()) for g in kernels.grown}
-        options, targets = options_of(kernels, lambda g, times=times: times[g.kind]), targets_of(kernels)
+        options, targets = options_of(kernels, {g: times[g.kind] for g in kernels.grown}.__getitem__), targets_of(kernels)
         everything = choose(options, targets, Search()).seconds
         some = [o for o in options if o.members.bit_count() == 1 or rng.random() < 0.5]
         assert everything <= choose(some, targets, Search()).seconds * (1 + 1e-9)
@@ -211,7 +212,7 @@ def test_chains_and_forks_have_the_published_counts() -> None:
         return len(enumerate_kernels(dag(preds), replace(FREE, space=space)).grown)  # type: ignore[arg-type]
 
     for n in (1, 2, 5, 9):
-        chain = [[]] + [[i] for i in range(n - 1)]
+        chain: list[list[int]] = [[], *([i] for i in range(n - 1))]
         assert counts(chain, "convex") == counts(chain, "cone") == n * (n + 1) // 2
     assert [counts(fork_join(w), "convex") for w in (2, 3, 4, 5)] == [10, 16, 26, 44]
     assert [counts(fork_join(w), "cone") for w in (2, 3, 4, 5)] == [12, 22, 40, 74]
@@ -225,7 +226,8 @@ def test_growing_backwards_finds_exactly_the_kernels_of_brute_force(convex: bool
         linear = {i for i in range(len(preds)) if rng.random() < 0.25}
         limits = replace(FREE, space="convex" if convex else "cone", most_linear=0)
         kernels = enumerate_kernels(dag(preds, linear=linear), limits)
-        live = brute_force_cones(preds, lambda s, linear=linear: len(s) == 1 or not s & linear, convex=convex)
+        allowed = [s for s in subsets(len(preds)) if len(s) == 1 or not s & linear]
+        live = brute_force_cones(preds, allowed, convex=convex)
         assert {(frozenset(bits(g.members)), g.makes[0]) for g in kernels.grown} == live
 
 
@@ -236,8 +238,7 @@ def test_convex_sets_are_differences_of_execution_states() -> None:
         preds = random_dag(rng, least=5, most=8)
         states = down_sets(preds)
         differences = {b - a for a in states for b in states if a <= b}
-        subsets = [frozenset(i for i in range(len(preds)) if mask >> i & 1) for mask in range(1 << len(preds))]
-        assert {s for s in subsets if convex_by_definition(preds, s)} == differences
+        assert {s for s in subsets(len(preds)) if convex_by_definition(preds, s)} == differences
 
 
 def test_equal_structures_have_one_key_and_different_ones_do_not() -> None:
@@ -273,7 +274,7 @@ def test_the_whole_program_and_its_components_are_candidates() -> None:
 
 def test_a_chain_is_one_kernel() -> None:
     """n elementwise primitives at L + 2B a kernel: the optimum is one kernel of L + 2B."""
-    chain = [[]] + [[i] for i in range(7)]
+    chain: list[list[int]] = [[], *([i] for i in range(7))]
     kernels = enumerate_kernels(dag(chain), FREE)
     found = plan(problem_of(dag(chain)), Oracle(traffic).known_to(kernels))
     assert len(found.kernels) == 1
@@ -362,7 +363,7 @@ def test_circles_across_parts_are_cut_too() -> None:
     rng = np.random.default_rng(1)
     cut = 0
     for _ in range(150):
-        options = []
+        options: list[Option] = []
         for _ in range(14):
             makes = tuple(sorted(rng.choice(6, size=int(rng.integers(1, 3)), replace=False).tolist()))
             reads = sum(1 << int(t) for t in range(6) if t not in makes and rng.random() < 0.35)

@@ -39,7 +39,6 @@ from workbench.milp import Model, Solution, Variables, relax, require, solve
 
 __all__ = ["Option", "Search", "Selection", "choose", "in_order", "relaxed"]
 
-_GAP = 1e-9
 _WHOLE = 1e-7
 """How far from whole numbers a relaxation's values may be to count as whole."""
 
@@ -68,8 +67,7 @@ class Search:
     seed: int = 0
     tie_tolerance: float = 0.0
     gap: float = 1e-9
-    """Share of the optimum at which a part's search stops; a plan found with more than 1e-9 is not called proven
-    unless its bound says so."""
+    """Share of the optimum at which a part's branch and bound may stop; its bound says how far it came."""
     once: int = 0
     """Primitives that must run exactly once (a mask): the cover without redundancy."""
 
@@ -463,10 +461,9 @@ def _solve(programs: _Programs, part: _Part, cuts: tuple[Cut, ...], seconds: flo
     model, run, found = programs.relaxed(part, cuts)
     values = found["run"]
     if np.abs(values - np.rint(values)).max() > _WHOLE:
-        found = require(solve(model, solver=search.solver, time_limit_s=seconds, gap=_GAP, seed=search.seed))
+        found = require(solve(model, solver=search.solver, time_limit_s=seconds, gap=search.gap, seed=search.seed))
     bound = found.bound if found.bound is not None else 0.0
-    proven = found.status == "optimal" and (search.gap <= 1e-9 or (
-        found.objective is not None and found.objective - bound <= 1e-9 * abs(found.objective)))
+    proven = found.status == "optimal"
     if search.tie_tolerance and found.objective is not None:
         costs = np.array([options[i].seconds for i in part.options])
         second = model.copy()
@@ -474,7 +471,7 @@ def _solve(programs: _Programs, part: _Part, cuts: tuple[Cut, ...], seconds: flo
         executions = np.array([options[i].members.bit_count() for i in part.options], dtype=float)
         tie_break = costs / (1.0 + costs.sum())
         second.minimise((executions + tie_break) @ run)
-        found = require(solve(second, solver=search.solver, time_limit_s=seconds, gap=_GAP, seed=search.seed))
+        found = require(solve(second, solver=search.solver, time_limit_s=seconds, gap=search.gap, seed=search.seed))
     chosen = tuple(part.options[k] for k in np.flatnonzero(np.rint(found["run"])))
     total = math.fsum(options[i].seconds for i in chosen)
     rows = sum(len(block.rhs) for block in model.rows.values())
