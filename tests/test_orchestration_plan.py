@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from planners.orchestration.graph import (
     save,
     validate,
 )
+from planners.orchestration.load import offered, program_graph, shipped
 from planners.orchestration.masks import bits
 from planners.orchestration.pricing import SAFETY, Prices
 from planners.orchestration.problem import Limits, Problem, Program
@@ -39,8 +43,8 @@ from tests.oracles_orchestration import (
     subsets,
 )
 from tests.orchestration_graphs import FIGURE_4, FIGURE_4_LINEAR, dag, fork_join, random_dag
-from workbench.costs import Cost, Provenance
-from workbench.errors import Infeasible, MissingProfile, SpecError
+from workbench.costs import Cost, Provenance, open_costs
+from workbench.errors import Infeasible, MissingProfile, SpecError, TraceError
 
 FREE = Limits(largest=99, per_output=10_000, whole=False, most_linear=9, prologues=True)
 PAPER = replace(FREE, space="convex", most_linear=0)
@@ -149,7 +153,8 @@ def test_adding_candidates_never_raises_the_optimum_and_a_cover_never_beats_it()
         graph = dag(random_dag(rng), linear=[1])
         kernels = enumerate_kernels(graph, replace(FREE, most_linear=1))
         times = {g.kind: 1.0 + float(rng.random()) for g in kernels.grown}
-        options, targets = options_of(kernels, {g: times[g.kind] for g in kernels.grown}.__getitem__), targets_of(kernels)
+        options = options_of(kernels, {g: times[g.kind] for g in kernels.grown}.__getitem__)
+        targets = targets_of(kernels)
         everything = choose(options, targets, Search()).seconds
         some = [o for o in options if o.members.bit_count() == 1 or rng.random() < 0.5]
         assert everything <= choose(some, targets, Search()).seconds * (1 + 1e-9)
@@ -557,7 +562,7 @@ def test_check_finds_what_is_wrong_with_a_plan() -> None:
 # --- the graph itself -----------------------------------------------------------------------------------------------
 
 
-def test_graphs_survive_the_trip_to_disk_and_faults_are_all_named(tmp_path: object) -> None:
+def test_graphs_survive_the_trip_to_disk_and_faults_are_all_named(tmp_path: Path) -> None:
     graph = with_alternatives()
     path = save(graph, f"{tmp_path}/graph.json")
     assert load(path) == graph
@@ -594,6 +599,64 @@ def test_a_kernel_reads_its_inputs_in_the_order_of_the_walk() -> None:
     made = candidate(index, [2, 0], ["t2"])
     assert made.inputs == ("t1", "x")
     assert structure(index, made).steps[-1].operands[0].origin == "in"
+
+
+# --- graphs and costs by name -----------------------------------------------------------------------------------------
+
+
+def test_shipped_graphs_keep_the_contract_and_are_found_by_name() -> None:
+    assert shipped()
+    for name, path in shipped().items():
+        graph = load(path)
+        model, batch, resolution = re.fullmatch(r"(.+)-b(\d+)-r(\d+)", name).groups()  # type: ignore[union-attr]
+        program = Program(captured=model, batch=int(batch), resolution=int(resolution))
+        assert program_graph(Problem(program=program, limits=Limits(unsafe=True))).digest() == graph.digest()
+        assert path.stat().st_size < 1_500_000
+    with pytest.raises(SpecError, match=r"no graphs of 'instance-norn'.*\n.*\n.*did you mean 'instance-norm'"):
+        program_graph(Problem(program=Program(captured="instance-norn", batch=1)))
+    with pytest.raises(SpecError, match="exactly one place"):
+        Program(captured="a", file="b")
+
+
+def test_a_rewrite_that_is_not_offered_takes_what_only_it_could_use_along() -> None:
+    graph = with_alternatives()
+    extra = replace(
+        graph, tensors=(*graph.tensors, Tensor(name="c", shape=(4, 4))),
+        primitives=(*graph.primitives, Primitive(name="c-from-b", op="test.c.default", kind="elementwise", output="c",
+                                                 inputs=(Operand(tensor="b"),), rewrite="detour"),
+                    Primitive(name="y-from-c", op="test.y.default", kind="elementwise", output="y",
+                              inputs=(Operand(tensor="c"),), rewrite="swap")))
+    validate(extra)
+    less = offered(extra, Limits(without=("detour",)))
+    assert {p.name for p in extra.primitives} - {p.name for p in less.primitives} == {"c-from-b", "y-from-c"}
+    assert "c" not in {t.name for t in less.tensors}
+    with pytest.raises(SpecError, match="did you mean 'detour'"):
+        offered(extra, Limits(without=("detuor",)))
+
+
+def test_a_store_of_kernel_times_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
+    file = tmp_path / "cpu.jsonl"
+    rows: list[dict[str, object]] = [
+        {"format": 1, "conditions": {"device": "cpu", "threads": 1, "processor": "a CPU", "date": "2026-01-02"}},
+        {"kernel": "k", "backend": "eager", "seconds": 2e-6, "runs": 5},
+        {"kernel": "k", "backend": "eager", "seconds": 1e-6},
+        {"kernel": "k", "backend": "inductor", "seconds": None, "why": "no such operation"},
+        {"boundary": {"per_kernel_s": 1e-7, "per_byte_s": 1e-12}}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kernel": "torn')
+    costs = open_costs({"source": "kernels", "store": str(tmp_path), "threads": 1})
+    assert costs.cost("kernel", structure="k", backend="eager") == Cost(1e-6, "measured")
+    assert math.isinf(costs.cost("kernel", structure="k", backend="inductor").seconds)
+    assert costs.cost("kernel_boundary", bytes=10**6).seconds == pytest.approx(1.1e-6)
+    assert costs.provenance()["kernel"].date == "2026-01-02"
+    with pytest.raises(MissingProfile):
+        costs.cost("kernel", structure="torn", backend="eager")
+    with pytest.raises(SpecError, match="0 stores"):
+        open_costs({"source": "kernels", "store": str(tmp_path), "threads": 2})
+    with pytest.raises(SpecError, match="either table or store"):
+        open_costs({"source": "kernels"})
+    file.write_text(json.dumps(rows[1]) + "\n")
+    with pytest.raises(TraceError, match="not a store"):
+        open_costs({"source": "kernels", "store": str(file)})
 
 
 # --- time -----------------------------------------------------------------------------------------------------------
