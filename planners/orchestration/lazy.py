@@ -41,7 +41,7 @@ class Settled:
 
 
 def settle(prices: Prices, allowed: Sequence[int], targets: int, search: Search, *, measure: Measure | None = None,
-           gap: float = 0.0, floors: Callable[[Sequence[tuple[Grown, float]]], FloorModel] | None = None,
+           within_s: float | None = None, gap: float = 0.0, floors: Callable[[Sequence[tuple[Grown, float]]], FloorModel] | None = None,
            tell: Callable[[str], None] = lambda _: None) -> Settled:
     """The best plan of the allowed candidates; unmeasured ones are measured while they could be in it.
 
@@ -51,6 +51,7 @@ def settle(prices: Prices, allowed: Sequence[int], targets: int, search: Search,
         targets: mask of the tensors to store.
         search: how each program is solved.
         measure: measures kernels; absent: the best plan of what is known.
+        within_s: time after which the best plan of what is measured is returned; absent: the search's own limit.
         gap: share of the plan by floors within which a measured plan is good enough.
         floors: makes lower bounds from measured candidates; by default those of ``pricing``.
         tell: called with one line each round.
@@ -59,7 +60,7 @@ def settle(prices: Prices, allowed: Sequence[int], targets: int, search: Search,
         MissingProfile: no plan can be made of measured kernels, and there is no ``measure``.
     """
     kernels = prices.kernels
-    deadline = time.perf_counter() + search.time_limit_s
+    deadline = time.perf_counter() + (search.time_limit_s if within_s is None else within_s)
     fit = floors or (lambda measured: prices.floors(measured).floor_s)
     if measure is not None:
         _measure(kernels, [kernels.grown[i] for i in allowed if kernels.grown[i].kind in kernels.seeds], prices,

@@ -39,6 +39,8 @@ PLANNERS: Mapping[str, str] = {
 }
 _FIXED = ("greedy-fusion", "eager", "whole-graph")
 UNIT = "s"
+_ROUND_S = 10.0
+"""Time one round of lazy profiling may spend on a program; the plan found so far says well enough what to measure."""
 _CLOSED = 1e-9
 """Relative gap at which a program counts as solved."""
 
@@ -152,9 +154,9 @@ def profile(problem: Problem, costs: CostModel, measure: Measure, *, planners: S
             plans.append(_fixed_plan(problem, costs, planner, begin))
             continue
         prepared = _prepare(problem, costs, planner)
-        search = Search(solver=solver, time_limit_s=time_limit_s, tie_tolerance=problem.tie_tolerance,
+        search = Search(solver=solver, time_limit_s=min(time_limit_s, _ROUND_S), tie_tolerance=problem.tie_tolerance,
                         gap=max(1e-9, gap / 4), once=prepared.once)
-        settled = settle(prepared.prices, prepared.allowed, prepared.targets, search, measure=measure, gap=gap,
+        settled = settle(prepared.prices, prepared.allowed, prepared.targets, search, measure=measure, gap=gap, within_s=time_limit_s,
                          tell=lambda line, name=planner: tell(f"{name}: {line}"))  # type: ignore[misc]
         plans.append(_assemble(problem, prepared, settled, planner, solver, begin))
     return plans[0]
