@@ -41,7 +41,8 @@ class Settled:
 
 
 def settle(prices: Prices, allowed: Sequence[int], targets: int, search: Search, *, measure: Measure | None = None,
-           within_s: float | None = None, gap: float = 0.0, floors: Callable[[Sequence[tuple[Grown, float]]], FloorModel] | None = None,
+           within_s: float | None = None, gap: float = 0.0,
+           floors: Callable[[Sequence[tuple[Grown, float]]], FloorModel] | None = None,
            tell: Callable[[str], None] = lambda _: None) -> Settled:
     """The best plan of the allowed candidates; unmeasured ones are measured while they could be in it.
 
