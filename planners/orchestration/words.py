@@ -66,8 +66,8 @@ def in_words(plan: Plan) -> str:
     ran = sum(len(k.primitives) for k in plan.kernels)
     backends = Counter(k.backend for k in plan.kernels)
     told = ", ".join(f"{count} on {name}" for name, count in sorted(backends.items(), key=lambda x: (-x[1], x[0])))
-    again = (f" {plan.redundant} of these executions repeat a primitive, because that costs less than storing its "
-             "result." if plan.redundant else "")
+    again = (f" Primitives are run again {plan.redundant} time{'s' if plan.redundant != 1 else ''}, because that costs "
+             "less than reading their results." if plan.redundant else "")
     rules = f" Rewrites taken: {', '.join(plan.rewrites)}." if plan.rewrites else ""
     if certificate.status == "optimal":
         sure = f"no plan of the {plan.enumerated} different kernels considered takes less: proven"
