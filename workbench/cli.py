@@ -334,12 +334,14 @@ def facts(data: dict[str, Any]) -> list[str]:
 def _profile(args: argparse.Namespace) -> int:
     import importlib
 
+    from workbench.study import own_campaign
+
     if args.report:
         page = str(importlib.import_module("profilers.roofpage").write_page(args.profiles))
         emit(args, {"report": page}, lambda: page)
         return 0
-    campaign = importlib.import_module("profilers.campaign").Campaign(
-        args.kernels, device=args.device, folder=args.profiles)
+    module = own_campaign(args.kernels) or importlib.import_module("profilers.campaign")
+    campaign = module.Campaign(args.kernels, device=args.device, folder=args.profiles)
     budget_s = seconds(args.budget)
     planned = campaign.plan_rows()
     say(table(planned))
@@ -353,7 +355,8 @@ def _profile(args: argparse.Namespace) -> int:
         say(f"interrupted; finished points are kept. next: wb profile --profiles {args.profiles}")
         raise
     emit(args, {"folder": args.profiles, "tables": rows}, lambda: table(rows))
-    say(f'tables: {args.profiles}; in a spec: [costs] source = "measured", folder = "{args.profiles}"')
+    section = getattr(campaign, "section", f'source = "measured", folder = "{args.profiles}"')
+    say(f"tables: {args.profiles}; in a spec: [costs] {section}")
     return 0
 
 

@@ -12,13 +12,14 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from workbench.errors import NotBuilt, SpecError, nearest
 
-__all__ = ["Study", "data_file", "data_folder", "load", "names", "profiled"]
+__all__ = ["Study", "data_file", "data_folder", "load", "names", "own_campaign", "profiled"]
 
 
 def _package_folders(package: str) -> list[Path]:
@@ -105,6 +106,20 @@ def profiled() -> dict[str, ModuleType]:
                                     for folder in spec.submodule_search_locations or ()):
             found[name] = importlib.import_module(f"executors.{name}.profiled")
     return found
+
+
+def own_campaign(names: Sequence[str]) -> ModuleType | None:
+    """The module that measures for ``wb profile`` when it is asked about one study, or one spec file of a study, whose
+    ``profiled.py`` has a ``Campaign`` of its own; else ``None``."""
+    if len(names) != 1:
+        return None
+    name = names[0]
+    if name.endswith(".toml"):
+        from workbench.spec import read_toml
+
+        name = str(read_toml(Path(name)).get("study"))
+    found = profiled().get(name)
+    return found if found is not None and hasattr(found, "Campaign") else None
 
 
 def load(name: str) -> Study:

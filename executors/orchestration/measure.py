@@ -1,0 +1,174 @@
+"""One kernel's time as a program will see it: operands as cold and as warm as the kernel before leaves them.
+
+Before every timed call the caches are swept with as many bytes as one run of the program moves (at most twice the last
+level), then the data operands are written again in order, as the kernels before would; weights stay where the sweep
+left them. Only the call itself is timed, on the thread's own CPU clock where one thread works, so that other
+processes on the machine cost precision and not truth. Conditions and statistics are those of ``profilers.harness``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from executors.orchestration.backends import BACKENDS, Payload
+from executors.orchestration.kernels import Cannot, Operands, examples, function, graph_module
+from planners.orchestration.candidates import Structure
+from profilers.harness import CudaTimer, Measurement, Timer, measure
+
+__all__ = ["CACHES", "TOLERANCE", "Cache", "ContextTimer", "Subject", "cache_for", "worst_error"]
+
+Cache = Literal["warm", "cold"]
+CACHES: dict[str, int] = {"warm": 6 << 20, "cold": 64 << 20}
+"""Bytes swept before a timed call: beyond the second level of cache, or beyond the last."""
+TOLERANCE = 1e-4
+_LAST_LEVEL_BYTES = 24 << 20
+_DOUBLE_LIMIT = 1 << 24
+_FEW = 3
+
+
+def cache_for(touched_bytes: int) -> Cache:
+    """In which state a program that touches so many bytes in a run finds its weights at the next."""
+    return "cold" if touched_bytes > _LAST_LEVEL_BYTES else "warm"
+
+
+class ContextTimer:
+    """Times calls one by one with ``before`` in between; a block of many calls is a sample of a few, scaled."""
+
+    processes = 1
+
+    def __init__(self, before: Callable[[], Any], *, threads: int) -> None:
+        self._before = before
+        self.clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
+        self._overhead = min(self._gap() for _ in range(200))
+
+    def _gap(self) -> int:
+        began = self.clock()
+        return self.clock() - began
+
+    def block(self, kernel: Callable[[], Any], calls: int) -> float:
+        """See ``profilers.harness.Timer``."""
+        sample = min(calls, _FEW)
+        total = 0
+        for _ in range(sample):
+            self._before()
+            began = self.clock()
+            kernel()
+            total += self.clock() - began - self._overhead
+        return max(total, 1) * 1e-9 / sample * calls
+
+
+def worst_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference as a share of the largest wanted value (at least 1); infinite where only one is finite."""
+    found, wanted = found.detach().double(), wanted.detach().double()
+    finite = torch.isfinite(wanted)
+    if not torch.equal(finite, torch.isfinite(found)):
+        return float("inf")
+    if not bool(finite.any()):
+        return 0.0
+    scale = max(1.0, float(wanted[finite].abs().max()))
+    return float((found[finite] - wanted[finite]).abs().max()) / scale
+
+
+@dataclass(slots=True)
+class Subject:
+    """A structure with operands and reference result, to be measured on several back-ends."""
+
+    structure: Structure
+    device: str
+    threads: int
+    cache: Cache
+    inputs: list[torch.Tensor]
+    wanted: tuple[torch.Tensor, ...]
+    sweep: torch.Tensor
+
+    @classmethod
+    def of(cls, structure: Structure, *, device: str, threads: int, cache: Cache, sweep: torch.Tensor) -> Subject:
+        """Draw operands and compute the reference, in double precision unless the kernel is large."""
+        inputs = examples(structure, device=device)
+        graph = graph_module(structure)
+        given = [x for x, v in zip(inputs, structure.inputs, strict=True) if v.role != "constant"]
+        work = sum((s.value.shape and _elements(s.value.shape)) or 1 for s in structure.steps)
+        heavy = work > _DOUBLE_LIMIT or (any(s.kind == "linear" for s in structure.steps) and work > _DOUBLE_LIMIT // 8)
+        if not heavy:
+            given = [x.double() if x.dtype == torch.float32 else x for x in given]
+        with torch.no_grad():
+            try:
+                wanted = tuple(graph(*given))
+            except RuntimeError:  # an operator that only knows single precision, or a constant of another one
+                wanted = tuple(graph(*[x for x, v in zip(inputs, structure.inputs, strict=True)
+                                       if v.role != "constant"]))
+        return cls(structure, device, threads, cache, inputs, wanted, sweep)
+
+    def fixed(self) -> Operands:
+        """The weights among the operands."""
+        return Operands({i: x for i, (x, v) in enumerate(zip(self.inputs, self.structure.inputs, strict=True))
+                         if v.role == "weight"}, self.device)
+
+    def data(self) -> list[torch.Tensor]:
+        """The data among the operands."""
+        return [x for x, v in zip(self.inputs, self.structure.inputs, strict=True) if v.role == "data"]
+
+    def before(self) -> None:
+        """Leave the caches as the program would."""
+        torch.sum(self.sweep)
+        for x in self.data():
+            if x.dtype.is_floating_point:
+                x.mul_(1.0)
+
+    def measure(self, backend: str, payload: Payload, *, best_s: float, seconds: float = 0.06
+                ) -> tuple[Measurement, float]:
+        """Time of the structure on a back-end, and the error of its result.
+
+        A kernel whose first calls take more than twice ``best_s`` is measured no further.
+
+        Raises:
+            Cannot: no kernel, a wrong result, a wrong layout, or a failure at run time.
+        """
+        with torch.no_grad():
+            try:
+                fragment = BACKENDS[backend].fragment(self.structure, payload, self.fixed())
+                call = function(fragment, self.structure)
+                data = self.data()
+                error = self._check(call(*data))
+            except Cannot:
+                raise
+            except Exception as failure:  # libraries raise what they like
+                raise Cannot(f"{type(failure).__name__}: {_first_line(failure)}") from failure
+            timer: Timer = (CudaTimer() if self.device == "cuda" else
+                            ContextTimer(self.before, threads=self.threads))
+
+            def kernel() -> Any:
+                return call(*data)
+
+            quick = min(timer.block(kernel, 1) for _ in range(2))
+            if quick > 2 * best_s:
+                return Measurement(median_s=quick, min_s=quick, interval_s=(quick, quick), blocks=2, calls=1,
+                                   noise="measured twice only: far above the best"), error
+            return measure(kernel, timer=timer, target=0.02, seconds=seconds, attempts=1), error
+
+    def _check(self, made: torch.Tensor | Sequence[torch.Tensor]) -> float:
+        outputs = [made] if isinstance(made, torch.Tensor) else list(made)
+        for got, o in zip(outputs, self.structure.outputs, strict=True):
+            value = self.structure.steps[o].value
+            if any(n != 1 and a != b for n, a, b in zip(value.shape, got.stride(), value.strides, strict=True)):
+                raise Cannot(f"stores strides {got.stride()}, wanted {value.strides}")
+        error = max((worst_error(g, w) for g, w in zip(outputs, self.wanted, strict=True)), default=0.0)
+        if not error <= 10 * TOLERANCE:
+            raise Cannot(f"wrong result: {error:.1e} of the largest value")
+        return error
+
+
+def _elements(shape: Sequence[int]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -1,0 +1,5 @@
+"""stub during development"""
+RULES = {}
+DEFAULT = ()
+def with_alternatives(graph, rules):
+    return graph

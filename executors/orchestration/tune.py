@@ -1,0 +1,191 @@
+"""Tuning: measure the kernels a program's plans could want, fit what boundaries cost, and plan with it.
+
+    floors -> best plan by floors -> measure its kernels -> … -> a plan all measured, which is the best of all
+    stitched runs of that plan and of the baselines -> a + b bytes a kernel -> plan again
+
+Times, artifacts and the boundary go to the store as soon as they are known: an interrupted tuning goes on where it
+stopped, and a second one measures and compiles nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from executors.orchestration import inductor, ortsession
+from executors.orchestration.kernels import Cannot
+from executors.orchestration.measure import CACHES, Cache, ContextTimer, cache_for
+from executors.orchestration.programs import behind, example_inputs
+from executors.orchestration.stitched import Stitched, stitch
+from executors.orchestration.store import Store, conditions_of
+from executors.orchestration.workshop import Workshop
+from planners.orchestration.graph import PrimitiveGraph
+from planners.orchestration.planning import plan as make_plan
+from planners.orchestration.planning import profile
+from planners.orchestration.problem import Plan, Problem
+from profilers.harness import fixed_conditions
+from workbench.errors import MissingProfile
+
+__all__ = ["BASELINES", "Tuned", "cache_of", "fit_boundary", "open_store", "stitched_seconds", "tune"]
+
+BASELINES = ("singletons", "greedy-fusion", "whole-graph")
+"""Planners whose kernels are measured too, so that their plans stand beside the best one."""
+_ROUNDS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What a tuning gave."""
+
+    plan: Plan
+    store: Path
+    measured: int
+    compiled: int
+    compilations: int
+    compile_s: float
+    measure_s: float
+    total_s: float
+    predicted_s: float
+    stitched_s: float
+    launches: int
+
+
+def cache_of(graph: PrimitiveGraph) -> Cache:
+    """In which state one run of the program after the other finds its weights: by what a run touches in between.
+
+    That is all weights, and as much memory as the captured program's values take at most at a time (the allocator
+    hands the same memory out again).
+    """
+    sizes = {t.name: t.nbytes for t in graph.tensors}
+    last: dict[str, int] = {}
+    made = [p for p in graph.primitives if p.rewrite is None]
+    for at, primitive in enumerate(made):
+        last.update(dict.fromkeys((*(o.tensor for o in primitive.inputs), primitive.output), at))
+    values = {t.name for t in graph.tensors if t.role == "value"}
+    held = peak = sum(sizes[name] for name in graph.inputs)
+    for at, primitive in enumerate(made):
+        held += sizes[primitive.output]
+        peak = max(peak, held)
+        gone = {primitive.output, *(o.tensor for o in primitive.inputs)}
+        held -= sum(sizes[name] for name in gone if last[name] == at and name in values)
+    return cache_for(sum(t.nbytes for t in graph.tensors if t.role == "weight") + peak)
+
+
+def open_store(folder: Path | str, *, device: str, threads: int, cache: Cache) -> Store:
+    """The store of this machine in ``folder``, under the conditions in force."""
+    with fixed_conditions(device=device, threads=threads) as held:
+        return Store(folder, conditions_of(held, cache=cache, onnxruntime=ortsession.version()))
+
+
+def stitched_seconds(program: Stitched, inputs: Sequence[torch.Tensor], *, cache: Cache, threads: int,
+                     rounds: int = _ROUNDS) -> float:
+    """Least time of a whole run, with the caches swept before each as they are before a kernel that is measured."""
+    sweep = torch.zeros(CACHES[cache] // 4)
+
+    def before() -> None:
+        torch.sum(sweep)
+        for x in inputs:
+            if x.dtype.is_floating_point:
+                x.mul_(1.0)
+
+    timer = ContextTimer(before, threads=threads)
+    program(*inputs)
+    return min(timer.block(lambda: program(*inputs), 1) for _ in range(rounds))
+
+
+def fit_boundary(rows: Sequence[tuple[float, float, int, int]]) -> tuple[float, float]:
+    """(seconds a kernel, seconds a byte) from (stitched s, sum of kernels s, kernels, bytes stored) of several plans.
+
+    Least squares of the relative error of the prediction, both not negative.
+    """
+    matrix = np.array([[n / whole, stored / whole] for whole, _, n, stored in rows])
+    left = np.array([(whole - alone) / whole for whole, alone, _, _ in rows])
+    scale = matrix.max(axis=0)
+    found, _ = nnls(matrix / scale, left)
+    return float(found[0] / scale[0]), float(found[1] / scale[1])
+
+
+def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: int = 1,
+         weights: Mapping[str, torch.Tensor] | None = None, gap: float = 0.0, workers: int = 2,
+         time_limit_s: float = 600.0, say: Callable[[str], None] = lambda _: None) -> Tuned:
+    """Measure what the problem's plans need, fit the boundary, and plan.
+
+    Args:
+        problem: the program, limits and back-ends.
+        folder: the store's folder.
+        device: ``cpu`` or ``cuda``.
+        threads: threads a kernel may use.
+        weights: values of the program's weights; by default those behind the problem.
+        gap: share within which a plan of measured kernels is good enough.
+        workers: processes that compile.
+        time_limit_s: of the search for each planner.
+        say: called with a line on progress.
+
+    Raises:
+        SpecError: a back-end cannot be used here.
+        Infeasible: some primitive runs on no back-end.
+    """
+    began = time.perf_counter()
+    there = behind(problem, device=device)
+    graph, held_weights = there.graph, there.weights if weights is None else weights
+    cache = cache_of(graph)
+    with fixed_conditions(device=device, threads=threads) as held:
+        store = Store(folder, conditions_of(held, cache=cache, onnxruntime=ortsession.version()))
+        before = store.compilations()
+        shop = Workshop(store, backends=problem.backends, device=device, threads=threads, cache=cache, say=say,
+                        workers=workers)
+        try:
+            plan = profile(problem, store.costs, shop.measure, planners=("optimal", *BASELINES), gap=gap,
+                           time_limit_s=time_limit_s, tell=say)
+            if store.costs.boundary is None:
+                _fit(problem, graph, plan, store, shop, held_weights, device)
+                plan = profile(problem, store.costs, shop.measure, gap=gap, time_limit_s=time_limit_s, tell=say)
+            program = _stitched(graph, plan, store, held_weights, device)
+            whole = stitched_seconds(program, example_inputs(graph, device=device), cache=cache, threads=threads)
+        finally:
+            shop.close()
+    return Tuned(plan=plan, store=store.path, measured=shop.measured, compiled=shop.compiled,
+                 compilations=store.compilations() - before, compile_s=shop.compile_s, measure_s=shop.measure_s,
+                 total_s=time.perf_counter() - began, predicted_s=plan.certificate.objective, stitched_s=whole,
+                 launches=program.launches)
+
+
+def _stitched(graph: PrimitiveGraph, plan: Plan, store: Store, weights: Mapping[str, torch.Tensor], device: str
+              ) -> Stitched:
+    with inductor.cache_folder(store.inductor):
+        return stitch(graph, plan, weights, store.artifact, device=device)
+
+
+def _fit(problem: Problem, graph: PrimitiveGraph, best: Plan, store: Store, shop: Workshop,
+         weights: Mapping[str, torch.Tensor], device: str) -> None:
+    """Fit the boundary from stitched runs of the best plan and of the baselines."""
+    rows = []
+    inputs = example_inputs(graph, device=device)
+    for plan in (best, *_baselines(problem, store)):
+        try:
+            program = _stitched(graph, plan, store, weights, device)
+        except Cannot as why:
+            shop.say(f"a baseline cannot be stitched: {why}")
+            continue
+        whole = stitched_seconds(program, inputs, cache=shop.cache, threads=shop.threads)
+        rows.append((whole, sum(k.seconds for k in plan.kernels), len(plan.kernels), program.stored_bytes))
+        shop.say(f"{plan.certificate.planner}: {len(plan.kernels)} kernels, {rows[-1][1] * 1e6:.1f} us alone, "
+                 f"{whole * 1e6:.1f} us stitched")
+    per_kernel, per_byte = fit_boundary(rows)
+    store.set_boundary(per_kernel, per_byte, runs=[list(row) for row in rows])
+
+
+def _baselines(problem: Problem, store: Store) -> list[Plan]:
+    found = []
+    for name in BASELINES:
+        try:
+            found.append(make_plan(problem, store.costs, planner=name))
+        except MissingProfile:
+            continue
+    return found
