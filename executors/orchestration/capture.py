@@ -85,8 +85,8 @@ def capture(program: Callable[..., Any], inputs: Sequence[torch.Tensor], *, name
     traced, weights = _traced(program, inputs, name, TABLE if safe else UNSAFE_TABLE)
     graph, held = primitive_graph(traced, weights, inputs, name=name)
     graph, held = capture_passes.tidied(graph, held)
+    graph, held = rewrites.with_alternatives(graph, held, rules)
     validate(graph)
-    graph = rewrites.with_alternatives(graph, rules)
     graph = capture_passes.with_provenance(graph, {"torch": torch.__version__.split("+")[0], **(provenance or {})})
     used = {t.name for t in graph.tensors}
     calls = sum(n.op == "call_function" for n in traced.graph.nodes)
