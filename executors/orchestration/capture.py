@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.func import functional_call, functionalize
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -85,8 +86,8 @@ def capture(program: Callable[..., Any], inputs: Sequence[torch.Tensor], *, name
     traced, weights = _traced(program, inputs, name, TABLE if safe else UNSAFE_TABLE)
     graph, held = primitive_graph(traced, weights, inputs, name=name)
     graph, held = capture_passes.tidied(graph, held)
+    graph, held = rewrites.with_alternatives(graph, held, rules)
     validate(graph)
-    graph = rewrites.with_alternatives(graph, rules)
     graph = capture_passes.with_provenance(graph, {"torch": torch.__version__.split("+")[0], **(provenance or {})})
     used = {t.name for t in graph.tensors}
     calls = sum(n.op == "call_function" for n in traced.graph.nodes)
@@ -118,8 +119,10 @@ def _traced(program: Callable[..., Any], inputs: Sequence[torch.Tensor], name: s
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            traced = make_fx(functionalize(flat), decomposition_table=dict(table), tracing_mode="fake")(
-                list(weights.values()), list(inputs))
+            # tensors that a function closes over are real ones and become weights
+            fake = FakeTensorMode(allow_non_fake_inputs=True)
+            empty = [[fake.from_tensor(x) for x in tensors] for tensors in (weights.values(), inputs)]
+            traced = make_fx(functionalize(flat), decomposition_table=dict(table))(*empty)
     except SpecError:
         raise
     except Exception as error:
@@ -138,11 +141,9 @@ def _traced(program: Callable[..., Any], inputs: Sequence[torch.Tensor], name: s
 
 def _depends_on_data(error: BaseException) -> bool:
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    return isinstance(error, (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)) \
-        or "aten._local_scalar_dense" in str(error) or "on a Tensor with no values" in str(error) \
-        or "data-dependent" in str(error).lower()
+    return isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)) \
+        or "data-dependent" in str(error).lower() or "data dependent" in str(error).lower()
 
 
 def captured_model(name: str, *, batch: int = 1, resolution: int | None = None,

@@ -30,7 +30,10 @@ _LAYOUT = frozenset({
     "aten.flip.default", "aten.roll.default", "aten.repeat.default", "aten.pixel_shuffle.default",
     "aten.embedding.default", "aten.index_select.default", "aten.slice_scatter.default",
     "aten.select_scatter.default"})
-_ELEMENTWISE = frozenset({"aten._to_copy.default", "aten.where.self", "aten.where.ScalarSelf"})
+_ELEMENTWISE = frozenset(f"aten.{name}.default" for name in (
+    "_to_copy", "hardswish", "hardsigmoid", "hardtanh", "mish", "silu", "gelu", "elu", "leaky_relu", "softplus",
+    "prelu", "log_sigmoid", "threshold")) | {"aten.where.self", "aten.where.ScalarSelf"}
+"""Elementwise although torch does not tag all of them so."""
 _SAME = frozenset({"aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default",
                    "aten.lift_fresh.default"})
 _RENAMED = {"aten._unsafe_view.default": "aten.view.default", "aten.reshape.default": "aten.view.default"}

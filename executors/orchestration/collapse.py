@@ -252,7 +252,7 @@ def _as_norm(work: Work, at: int, x: ValueRef, over: tuple[int, ...], eps: float
     trailing = over == tuple(range(rank - len(over), rank))
     if not trailing:
         return False
-    per_channel = rank >= 3 and rank - len(over) == 2
+    per_channel = rank >= 4 and rank - len(over) == 2
     last, weight, bias = at, None, None
     affine: list[int] = []
     for op in ("aten.mul.Tensor", "aten.add.Tensor"):

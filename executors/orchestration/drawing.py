@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from planners.orchestration.graph import PrimitiveGraph
 from planners.orchestration.problem import Plan
-from workbench.plots import PALETTE, Picture
+from workbench.plots import PALETTE, Picture, si
 
 __all__ = ["draw", "picture"]
 
@@ -21,6 +21,8 @@ _BOX_W, _BOX_H, _GAP_X, _GAP_Y, _EDGE = 96, 20, 10, 22, 12
 _SMALL_W, _SMALL_GAP_Y = 26, 12
 _LABELLED = 160
 """Primitives up to which boxes carry their operator's name."""
+_KEY_W, _KEY_ROWS, _LEAST_W = 190, 24, 620
+"""Width and most rows of the list of kernels; least width of a wide picture, lest few boxes be blown up."""
 _ROW = {"wide": 14, "narrow": 6}
 """Boxes side by side at most; a wider layer of the graph continues on the next line."""
 
@@ -59,11 +61,14 @@ def draw(graph: PrimitiveGraph, plan: Plan, *, label: str, across: int = 14) -> 
         name = p.op.removeprefix("aten.").split(".")[0]
         parts.append(_box(x[p.name], y[p.name], width, runs.get(p.name, []), name if labelled else "",
                           f"{p.name}: {p.op}" + _who(runs.get(p.name, []), plan)))
-    right = max(x.values(), default=0) + width + _EDGE
-    bottom = max(y.values(), default=0) + _BOX_H + _EDGE
+    key, key_width, key_height = _legend(plan, max(x.values(), default=0) + width + 3 * _EDGE)
+    parts += key
+    right = max(max(x.values(), default=0) + width + _EDGE + key_width, _LEAST_W if across > _ROW["narrow"] else 0)
+    bottom = max(max(y.values(), default=0) + _BOX_H + _EDGE, key_height)
     title = html.escape(label, quote=True)
     style = ("<style>.ink{stroke:currentColor;fill:none}.word{fill:currentColor;font:10px system-ui,sans-serif;"
-             "text-anchor:middle}@media (prefers-color-scheme:dark){:root>svg,svg:root{color:#e6e9ed}}</style>")
+             "text-anchor:middle}.key{fill:currentColor;font:11px system-ui,sans-serif}"
+             "@media (prefers-color-scheme:dark){:root>svg,svg:root{color:#e6e9ed}}</style>")
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right:g} {bottom:g}" role="img" '
             f'aria-label="{title}"><title>{title}</title>{style}{"".join(parts)}</svg>')
 
@@ -72,6 +77,21 @@ def _who(numbers: Sequence[int], plan: Plan) -> str:
     if not numbers:
         return ", run by no kernel"
     return ", kernel " + ", ".join(f"{n} ({plan.kernels[n].backend})" for n in numbers)
+
+
+def _legend(plan: Plan, left: float) -> tuple[list[str], float, float]:
+    """Rows that name the kernels by colour, the longest first; their width and height."""
+    order = sorted(range(len(plan.kernels)), key=lambda n: -plan.kernels[n].seconds)[:_KEY_ROWS]
+    parts = []
+    for row, number in enumerate(sorted(order)):
+        kernel = plan.kernels[number]
+        fill, strength = _colour(number)
+        top = _EDGE + 18 * row
+        words = f"{number} {kernel.backend} {si(kernel.seconds, 's')}"
+        parts.append(f'<rect x="{left:g}" y="{top:g}" width="14" height="12" rx="2" '
+                     f'style="fill:{fill};fill-opacity:{strength}"/>'
+                     f'<text class="key" x="{left + 20:g}" y="{top + 10:g}">{html.escape(words)}</text>')
+    return parts, _KEY_W, _EDGE + 18 * len(order) + _EDGE
 
 
 def _places(graph: PrimitiveGraph, names: Sequence[str], across: int) -> dict[str, tuple[int, int]]:

@@ -48,7 +48,7 @@ def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
 def _masked_softmax(x: Tensor, dim: int) -> Tensor:
     """Softmax whose rows of nothing but -inf are zeros, as attention with a mask has it."""
     top = _A.amax.default(x, [dim], True)
-    empty = _A.eq.Scalar(top, -math.inf)
+    empty = _A.lt.Scalar(top, torch.finfo(x.dtype).min)
     e = _A.exp.default(_A.sub.Tensor(x, _A.masked_fill.Scalar(top, empty, 0.0)))
     return _A.div.Tensor(e, _A.masked_fill.Scalar(_A.sum.dim_IntList(e, [dim], True), empty, 1.0))
 

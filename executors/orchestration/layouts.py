@@ -19,7 +19,9 @@ __all__ = ["channels_last"]
 
 
 def channels_last(graph: PrimitiveGraph) -> PrimitiveGraph:
-    """The graph with channels-last strides on its images; the same graph when there are none."""
+    """The graph with channels-last strides on its images; the same graph when it convolves nothing."""
+    if not any(p.op == "aten.convolution.default" for p in graph.primitives):
+        return graph
     readers: dict[str, list[Operand]] = {}
     for primitive in graph.primitives:
         for operand in primitive.inputs:
@@ -27,8 +29,6 @@ def channels_last(graph: PrimitiveGraph) -> PrimitiveGraph:
     kept = {operand.tensor for operand in graph.outputs}
     tensors = tuple(_converted(t) if t.name not in kept and _fits(t, readers.get(t.name, [])) else t
                     for t in graph.tensors)
-    if tensors == graph.tensors:
-        return graph
     return dataclasses.replace(graph, tensors=tensors,
                                provenance={**graph.provenance, "layout": "channels last"})
 

@@ -1,20 +1,25 @@
 """The real program behind a problem: values of its weights, the module it came from, inputs to run it on.
 
 A problem that names a captured model has that model's module (seeded random weights, the same every time); a graph from
-a file or inline has seeded random weights and no module, so that its captured primitives stand in.
+a file has the weights that lie beside it (``.pt``), if there are any; others have seeded random weights and no module,
+so that their captured primitives stand in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from executors.orchestration.capture import captured_model, load_captured
 from executors.orchestration.kernels import dtype_of
+from executors.orchestration.models import MODELS, build
 from planners.orchestration.graph import PrimitiveGraph
 from planners.orchestration.load import program_graph
 from planners.orchestration.problem import Problem
+from workbench.errors import SpecError
 
 __all__ = ["Behind", "behind", "example_inputs", "random_weights"]
 
@@ -35,10 +40,38 @@ def behind(problem: Problem, *, device: str = "cpu") -> Behind:
     """What there is behind a problem.
 
     Raises:
-        SpecError: no such graph.
+        SpecError: no such graph, or the graph that is shipped for a model is not the one captured from it here.
     """
     graph = program_graph(problem)
+    name = problem.program.captured
+    if name is not None and name in MODELS:
+        side = _resolution(problem, graph)
+        found = captured_model(name, batch=problem.program.batch, resolution=side)
+        lacking = [t for t in graph.tensors if t.role == "weight"
+                   and (t.name not in found.weights or tuple(found.weights[t.name].shape) != tuple(t.shape))]
+        if lacking:
+            raise SpecError(f"the shipped graph of {name!r} names a weight {lacking[0].name!r} that the model does not "
+                            "have", where="program", hint="the graph was captured by another version",
+                            next_command=f"python -m executors.orchestration.capture {name}")
+        module, _ = build(name, batch=problem.program.batch, resolution=side)
+        weights = {key: value.to(device) for key, value in found.weights.items()}
+        return Behind(graph, weights, module.to(device))
+    if problem.program.file is not None and Path(problem.program.file).with_suffix(".pt").exists():
+        weights = {key: value.to(device) for key, value in load_captured(problem.program.file).weights.items()}
+        return Behind(graph, weights, None)
     return Behind(graph, random_weights(graph, device=device), None)
+
+
+def _resolution(problem: Problem, graph: PrimitiveGraph) -> int:
+    """The resolution of a captured graph: the problem's, or the one the graph says it has.
+
+    Raises:
+        SpecError: neither says.
+    """
+    told = problem.program.resolution or graph.provenance.get("resolution")
+    if told is None:
+        raise SpecError("the graph does not say at which resolution it was captured", where="program.resolution")
+    return int(told)
 
 
 def random_weights(graph: PrimitiveGraph, *, seed: int = 0, device: str = "cpu") -> dict[str, torch.Tensor]:

@@ -178,9 +178,10 @@ def show(results: Path) -> None:
     for name, found in tunings.items():
         for number, row in enumerate(found):
             for layout, r in row["layouts"].items():
+                fewer = r["enumerated"] / max(r["priced"], 1)
                 print(f"{name}{' (again)' if number else ''} | {row['primitives']} | "
                       f"{layout}{' *' if layout == row['layout'] else ''} | {r['enumerated']}, {r['priced']} "
-                      f"({r['enumerated'] / max(r['priced'], 1):.1f}x) | {r['compiled']} ({r['compilations']} objects) | "
+                      f"({fewer:.1f}x) | {r['compiled']} ({r['compilations']} objects) | "
                       f"{r['compile_s']:.0f}, {r['measure_s']:.0f}, {r['planning_s']:.0f}, {r['total_s']:.0f} | "
                       f"{r['gap']:.3f} {r['status']} | {r['kernels']}, {r['redundant']}")
     print("\n# program | processes | ours us (spread) | over ours: " + ", ".join(CONTENDERS)
