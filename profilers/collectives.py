@@ -124,6 +124,7 @@ class _Group:
                         for rank, (_, theirs) in enumerate(pairs, start=1)]
         for process in self._others:
             process.start()
+        self.pids = tuple(process.pid or 0 for process in self._others)
         _join(store, 0, ranks, device)
 
     def close(self) -> None:
@@ -157,8 +158,8 @@ def close_groups() -> None:
 class _GroupTimer:
     """Wall time of rank 0, with the other ranks told how many calls to join in."""
 
-    def __init__(self, pipes: list[Connection], messages: int, device: str) -> None:
-        self._pipes, self._messages = pipes, messages
+    def __init__(self, pipes: list[Connection], pids: tuple[int, ...], messages: int, device: str) -> None:
+        self._pipes, self._messages, self.pids = pipes, messages, pids
         self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
         self.processes = 1 + len(pipes)
 
@@ -182,7 +183,7 @@ def _prepare(op: str) -> Callable[..., Prepared]:
         for pipe in group.pipes:
             pipe.send((op, point["bytes"]))
         return Prepared(call_of(op, point["bytes"], _own(device, 0)),
-                        _GroupTimer(group.pipes, 2 if op == "p2p" else 1, device))
+                        _GroupTimer(group.pipes, group.pids, 2 if op == "p2p" else 1, device))
 
     return prepare
 

@@ -39,7 +39,7 @@ def _work(point: Point) -> Work:
 OPS = (
     Op(name="gemm", about="linear layer", variants=({"dtype": "fp32"}, {"dtype": "bf16"}), prepare=_prepare, work=_work,
        axes=(GridAxis("n", (64, 512, 4096, 49152), step=16), GridAxis("k", (64, 512, 2048), step=16),
-             GridAxis("m", (1, 16, 128))),
+             GridAxis("m", (1, 4, 16, 128))),
        on_cuda={"variants": ({"dtype": "bf16"}, {"dtype": "fp32"}),
                 "axes": (GridAxis("n", (1024, 4096, 16384), step=128), GridAxis("k", (1024, 4096, 16384), step=128),
                          GridAxis("m", (1, 16, 128, 1024, 8192)))}),

@@ -71,7 +71,10 @@ class Measurement:
 
 
 class Timer(Protocol):
-    """Times ``calls`` calls of a kernel on one device; ``processes`` of ours keep CPUs busy meanwhile."""
+    """Times ``calls`` calls of a kernel on one device; ``processes`` of ours keep CPUs busy meanwhile.
+
+    A timer may name the others in ``pids``: then what they really used is told from what other programs used.
+    """
 
     processes: int
 
@@ -240,7 +243,8 @@ def _calls_a_block(kernel: Callable[[], Any], timer: Timer) -> int:
 
 def _once(kernel: Callable[[], Any], timer: Timer, calls: int, target: float, seconds: float) -> Measurement:
     blocks: list[float] = []
-    activity = _Activity()
+    pids: tuple[int, ...] = getattr(timer, "pids", ())
+    activity = _Activity(pids)
     deadline = time.monotonic() + seconds
     low = high = middle = 0.0
     while True:
@@ -250,7 +254,7 @@ def _once(kernel: Callable[[], Any], timer: Timer, calls: int, target: float, se
             middle = statistics.median(blocks)
             if (high - low) / 2 <= target * middle or time.monotonic() > deadline:
                 break
-    noise = activity.complaint(timer.processes - 1)
+    noise = activity.complaint(timer.processes - 1 - len(pids))
     if noise is None and bimodal(blocks):
         noise = "bimodal"
     if noise is None and (high - low) / 2 > target * middle:
@@ -292,6 +296,15 @@ def _interquartile(ordered: Sequence[float]) -> float:
     return ordered[(3 * len(ordered)) // 4 - (len(ordered) % 4 == 0)] - ordered[len(ordered) // 4]
 
 
+def _used(pid: int) -> int:
+    """Clock ticks another process has used (proc(5): utime and stime); 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
+
+
 @dataclass(frozen=True)
 class _Ticks:
     wall: float
@@ -301,20 +314,21 @@ class _Ticks:
 
 
 class _Activity:
-    """What the machine did besides us since this was made; needs Linux' /proc/stat, silent elsewhere."""
+    """What the machine did besides us and ``pids`` since this was made; needs Linux' /proc/stat, silent elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, pids: Sequence[int] = ()) -> None:
+        self._pids = tuple(pids)
         self._start = self._now()
 
-    @staticmethod
-    def _now() -> _Ticks | None:
+    def _now(self) -> _Ticks | None:
         stat = Path("/proc/stat")
         if not stat.exists():
             return None
         user, nice, system, _idle, _wait, irq, soft, steal, *_ = map(int, stat.open().readline().split()[1:])
         rate = os.sysconf("SC_CLK_TCK")
         own = os.times()
-        return _Ticks(time.monotonic(), own.user + own.system, (user + nice + system + irq + soft) / rate, steal / rate)
+        ours = own.user + own.system + sum(_used(pid) for pid in self._pids) / rate
+        return _Ticks(time.monotonic(), ours, (user + nice + system + irq + soft) / rate, steal / rate)
 
     def complaint(self, helpers: int) -> str | None:
         """Why the time since the start cannot be trusted, or ``None``; ``helpers`` more processes are ours."""

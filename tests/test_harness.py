@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profilers.harness import bimodal, measure, median_interval
+from profilers.harness import _Activity, bimodal, measure, median_interval
 
 
 class ScriptedTimer:
@@ -82,3 +85,18 @@ def test_a_timer_that_counts_a_sliver_of_each_call_does_not_stretch_blocks_witho
     assert found.calls <= 16 * 50
     assert time.monotonic() - started < 5.0
     assert found.median_s == pytest.approx(1e-7)
+
+
+def test_what_our_other_processes_use_is_not_foreign() -> None:
+    """Half a second of work in a child counts as ours when its id is named, and not otherwise."""
+    if not Path("/proc/stat").exists():
+        pytest.skip("needs Linux")
+    code = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        with_child, alone = _Activity([child.pid])._now(), _Activity()._now()
+        assert with_child is not None
+        assert alone is not None
+        assert 0.4 < with_child.own - alone.own < 0.7
+        child.communicate(b"\n")
