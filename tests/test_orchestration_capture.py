@@ -296,6 +296,12 @@ def test_the_command_writes_graphs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert front.main(["candy-norm", "--resolution", "16", "--out", str(tmp_path)]) == 0
     assert "11 primitives" in capsys.readouterr().err
     assert load(tmp_path / "candy-norm-b1-r16.json").name == "candy-norm"
+    assert front.main([f"{__name__}:factory", "--out", str(tmp_path)]) == 0
+    again, (module, inputs) = front.load_captured(tmp_path / "factory.json"), factory()
+    assert again.graph.provenance["program"].endswith(":factory")
+    assert [tuple(x.shape) for x in outputs(again.graph, inputs, again.weights)] == [tuple(module(*inputs).shape)]
+    assert front.main(["math:sqrt", "--out", str(tmp_path)]) == 2
+    assert "sqrt() failed" in capsys.readouterr().err
 
 
 def test_shortest_views_keep_the_layout() -> None:
