@@ -244,9 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             began = time.perf_counter()
             found, path = _written(name, Path(given.out), batch=given.batch, resolution=given.resolution)
             own = sum(p.rewrite is None for p in found.graph.primitives)
-            sys.stderr.write(
-                f"{path.name}: {found.calls} calls, {own} primitives, "
-                f"{len(found.graph.primitives) - own} alternatives, {path.stat().st_size / 1e3:.0f} kB, {time.perf_counter() - began:.1f} s\n")
+            others = len(found.graph.primitives) - own
+            sys.stderr.write(f"{path.name}: {found.calls} calls, {own} primitives, {others} alternatives, "
+                             f"{path.stat().st_size / 1e3:.0f} kB, {time.perf_counter() - began:.1f} s\n")
     except WorkbenchError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
