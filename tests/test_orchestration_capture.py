@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from executors.orchestration.capture import SHIPPED, capture, captured_model, na
 from executors.orchestration.capture_passes import shortest  # noqa: E402
 from executors.orchestration.evaluate import computed, free_tensors, outputs  # noqa: E402
 from executors.orchestration.models import MODELS, build  # noqa: E402
-from planners.orchestration.graph import PrimitiveGraph, load, validate  # noqa: E402
+from planners.orchestration.graph import Operand, Primitive, PrimitiveGraph, load, validate  # noqa: E402
 from planners.orchestration.load import graph_name, shipped  # noqa: E402
 from planners.orchestration.views import Layout, View, contiguous_strides, viewed  # noqa: E402
 from workbench.errors import SpecError  # noqa: E402
@@ -119,10 +120,8 @@ def test_rules_are_taken_where_they_should_be() -> None:
 
 
 def test_merged_weights_sliced_concats_and_pushed_permutations() -> None:
-    def shared(x: torch.Tensor, a: torch.Tensor = random(8, 6, seed=1), b: torch.Tensor = random(8, 10, seed=2)) -> Any:
-        return torch.mm(x, a), torch.mm(x, b)
-
-    found = capture(shared, [random(4, 8)])
+    a, b = random(8, 6, seed=1), random(8, 10, seed=2)
+    found = capture(lambda x: (torch.mm(x, a), torch.mm(x, b)), [random(4, 8)])
     assert any(name.endswith("merged-products.weight") for name in found.weights)
     cat = capture(lambda x, y: torch.cat([x, y], 1)[:, 4:7] * 2, [random(3, 4), random(3, 5)])
     assert [p.inputs[0].tensor for p in cat.graph.primitives if p.rewrite == "part-of-concat"] == ["input1"]
@@ -241,6 +240,20 @@ def test_faults_are_told() -> None:
         capture(lambda x: x + torch.rand_like(x), [random(3)])
 
 
+def test_evaluation_tells_what_is_missing_and_circles() -> None:
+    found = capture(nn.Linear(3, 2).eval(), [random(4, 3)], rules=())
+    with pytest.raises(SpecError, match="nothing given"):
+        outputs(found.graph, [random(4, 3)], {})
+    with pytest.raises(SpecError, match="2 inputs, the program takes 1"):
+        outputs(found.graph, [random(4, 3)] * 2, found.weights)
+    turned = [Primitive(name=f"{a}.from.{b}", op="aten.neg.default", kind="elementwise", output=a, rewrite="negative",
+                        inputs=(Operand(tensor=b),)) for a, b in (("abs_1", "neg"), ("neg", "abs_1"))]
+    graph = capture(lambda x: x.abs().neg(), [random(3)]).graph
+    graph = dataclasses.replace(graph, primitives=(*graph.primitives, *turned))
+    with pytest.raises(SpecError, match="out of itself"):
+        outputs(graph, [random(3)], {}, chosen={p.output: p.name for p in turned})
+
+
 def test_programs_by_name() -> None:
     module, inputs = named(f"{__name__}:factory")
     agrees(module, *inputs)
@@ -283,6 +296,12 @@ def test_the_command_writes_graphs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert front.main(["candy-norm", "--resolution", "16", "--out", str(tmp_path)]) == 0
     assert "11 primitives" in capsys.readouterr().err
     assert load(tmp_path / "candy-norm-b1-r16.json").name == "candy-norm"
+    assert front.main([f"{__name__}:factory", "--out", str(tmp_path)]) == 0
+    again, (module, inputs) = front.load_captured(tmp_path / "factory.json"), factory()
+    assert again.graph.provenance["program"].endswith(":factory")
+    assert [tuple(x.shape) for x in outputs(again.graph, inputs, again.weights)] == [tuple(module(*inputs).shape)]
+    assert front.main(["math:sqrt", "--out", str(tmp_path)]) == 2
+    assert "sqrt() failed" in capsys.readouterr().err
 
 
 def test_shortest_views_keep_the_layout() -> None:

@@ -1,7 +1,8 @@
 """Capture: any module or function of tensors as a primitive graph, with the values of its weights beside it.
 
     found = capture(module, inputs)          # Captured(graph, weights)
-    python -m executors.orchestration.capture [NAME …] [--out FOLDER]    # the shipped graphs
+    python -m executors.orchestration.capture [NAME …] [--out FOLDER]            # the shipped graphs
+    python -m executors.orchestration.capture package.module:factory --out FOLDER  # yours, weights beside the graph
 
 make_fx traces the program on tensors without values, in-place steps are made functional, ``fission`` takes operators
 apart, ``capture_graph`` writes primitives down, ``capture_passes`` puts them into one form, ``rewrites`` adds what
@@ -31,8 +32,8 @@ from executors.orchestration.fission import TABLE, UNSAFE_TABLE, Fission
 from executors.orchestration.models import MODELS, build
 from planners.orchestration.graph import PrimitiveGraph, load, save, validate
 from planners.orchestration.load import graph_name
-from workbench.errors import SpecError
-from workbench.files import atomic_path
+from workbench.errors import SpecError, WorkbenchError
+from workbench.files import atomic_path, make_folder
 from workbench.study import data_folder
 
 __all__ = ["SHIPPED", "Captured", "capture", "captured_model", "load_captured", "named", "save_captured"]
@@ -50,7 +51,7 @@ class Captured:
 
     Attributes:
         graph: the primitives; weights appear by name only.
-        weights: values by tensor name.
+        weights: values by tensor name, in the host's memory.
         calls: ATen calls of the trace the primitives come from.
     """
 
@@ -213,8 +214,23 @@ def load_captured(path: Path | str) -> Captured:
     return Captured(graph, weights)
 
 
+def _written(name: str, folder: Path, *, batch: int, resolution: int | None) -> tuple[Captured, Path]:
+    """Capture a model, or a program by reference, into a file of ``folder``."""
+    if ":" not in name:
+        side = resolution or SHIPPED.get(name)
+        found = captured_model(name, batch=batch, resolution=side)
+        title = graph_name(name, batch=batch, resolution=MODELS[name].resolved(side))
+        return found, save(found.graph, folder / f"{title}.json")
+    made = named(name)
+    if not isinstance(made, tuple) or len(made) != 2 or not callable(made[0]):
+        raise SpecError("the factory gives no program", where=name, allowed=["(module or function, example inputs)"])
+    title = name.partition(":")[2]
+    found = capture(made[0], made[1], name=title, provenance={"program": name})
+    return found, save_captured(found, folder / f"{title}.json")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the shipped graphs; a line each on stderr."""
+    """Write the shipped graphs, or those of programs by ``package.module:factory``; a line each on stderr."""
     parser = argparse.ArgumentParser(prog="python -m executors.orchestration.capture", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(SHIPPED), help="models; all that are shipped by default")
@@ -222,16 +238,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--resolution", type=int, default=None)
     given = parser.parse_args(arguments)
-    Path(given.out).mkdir(parents=True, exist_ok=True)
-    for name in given.names:
-        began = time.perf_counter()
-        side = given.resolution or SHIPPED.get(name)
-        found = captured_model(name, batch=given.batch, resolution=side)
-        resolved = MODELS[name].resolved(side)
-        path = save(found.graph, Path(given.out) / f"{graph_name(name, batch=given.batch, resolution=resolved)}.json")
-        own = sum(p.rewrite is None for p in found.graph.primitives)
-        sys.stderr.write(f"{path.name}: {found.calls} calls, {own} primitives, {len(found.graph.primitives) - own} "
-                         f"alternatives, {path.stat().st_size / 1e3:.0f} kB, {time.perf_counter() - began:.1f} s\n")
+    try:
+        make_folder(given.out)
+        for name in given.names:
+            began = time.perf_counter()
+            found, path = _written(name, Path(given.out), batch=given.batch, resolution=given.resolution)
+            own = sum(p.rewrite is None for p in found.graph.primitives)
+            others = len(found.graph.primitives) - own
+            sys.stderr.write(f"{path.name}: {found.calls} calls, {own} primitives, {others} alternatives, "
+                             f"{path.stat().st_size / 1e3:.0f} kB, {time.perf_counter() - began:.1f} s\n")
+    except WorkbenchError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
     return 0
 
 

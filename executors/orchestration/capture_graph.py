@@ -155,7 +155,7 @@ class _Builder:
     def _weight(self, node: Node) -> str:
         name = self.titles.setdefault(node, node.name)
         if name not in self.tensors:
-            value = self.values[node].contiguous()
+            value = self.values[node].cpu().contiguous()
             fill = _uniform(value) if node.op == "call_function" else None
             self.tensors[name] = Tensor(name=name, shape=tuple(value.shape), dtype=_dtype(value), fill=fill,
                                         role="weight" if fill is None else "constant")

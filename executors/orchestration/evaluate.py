@@ -91,7 +91,8 @@ def computed(graph: PrimitiveGraph, values: Mapping[str, torch.Tensor], wanted: 
         lacking = [o.tensor for o in primitive.inputs if o.tensor not in known]
         if lacking:
             if name in begun:
-                raise SpecError(f"the chosen primitives make {name!r} out of itself", where=f"primitives.{primitive.name}")
+                raise SpecError(f"the chosen primitives make {name!r} out of itself",
+                                where=f"primitives.{primitive.name}")
             begun.add(name)
             stack += lacking
             continue

@@ -94,8 +94,7 @@ def _fixed_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mea
     scale = scale if weight is None else scale * weight.double()
     shift = -mean.double() * scale if bias is None else bias.double() - mean.double() * scale
     scale, shift = scale.to(x.dtype), shift.to(x.dtype)
-    made = _affine(x, _per_channel(scale, x.dim()), _per_channel(shift, x.dim()))
-    return made
+    return _affine(x, _per_channel(scale, x.dim()), _per_channel(shift, x.dim()))
 
 
 def _batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None,

@@ -7,6 +7,7 @@ kernel costs in the program what it cost when it was measured: no wrapper, no di
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,10 @@ def filled(value: StoredValue, device: str = "cpu") -> torch.Tensor:
 
 
 def examples(structure: Structure, *, device: str = "cpu", seed: int = 0) -> list[torch.Tensor]:
-    """Operands to time or compare a kernel with: normal numbers, zeros for integers, constants as they are."""
+    """Operands to time or compare a kernel with: normal numbers, zeros for integers, constants as they are.
+
+    Weights are scaled by what is summed over them, so that values stay of order one through a whole model.
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     made = []
     for value in structure.inputs:
@@ -84,7 +88,8 @@ def examples(structure: Structure, *, device: str = "cpu", seed: int = 0) -> lis
             continue
         tensor = strided(value, device)
         if tensor.dtype.is_floating_point:
-            tensor.copy_(torch.randn(value.shape, generator=generator, dtype=torch.float32))
+            scale = math.prod(value.shape[1:]) ** -0.5 if value.role == "weight" else 1.0
+            tensor.copy_(torch.randn(value.shape, generator=generator, dtype=torch.float32) * scale)
         else:
             tensor.zero_()
         made.append(tensor)

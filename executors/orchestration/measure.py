@@ -120,7 +120,7 @@ class Subject:
             if x.dtype.is_floating_point:
                 x.mul_(1.0)
 
-    def measure(self, backend: str, payload: Payload, *, best_s: float, seconds: float = 0.06
+    def measure(self, backend: str, payload: Payload, *, best_s: float, seconds: float
                 ) -> tuple[Measurement, float]:
         """Time of the structure on a back-end, and the error of its result.
 

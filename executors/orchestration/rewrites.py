@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from executors.orchestration.capture_passes import shortest
-from executors.orchestration.evaluate import call, constant
+from executors.orchestration.evaluate import call, constant, read
 from planners.orchestration.graph import GraphIndex, Kind, Operand, Primitive, PrimitiveGraph, Tensor
 from planners.orchestration.views import View
 from workbench.errors import SpecError
@@ -217,8 +217,6 @@ def merged_products(site: Site, p: Primitive, rule: str) -> Found:
         first = Draft(site, p, rule)
         values = [site.weights.get(o.tensor) for o in others]
         if all(v is not None for v in values):
-            from executors.orchestration.evaluate import read
-
             held = [read(o, site.weights) for o in others]
             joined = first.weight(f"{p.output}.{rule}.weight", torch.cat(held, dim))
         elif any(v is not None for v in values):
@@ -298,10 +296,10 @@ def part_of_concat(site: Site, p: Primitive, rule: str) -> Found:
             continue
         shape = site.index.tensors[q.output].shape
         dim = (int(q.arguments[1]) if q.arguments is not None and len(q.arguments) > 1 else 0) % len(shape)
-        along, start, end, step = (*operand.views[0].arguments, *(0, None, None, 1)[len(operand.views[0].arguments):])
-        if along % len(shape) != dim or step != 1:
+        cut: list[Any] = [*operand.views[0].arguments, *[0, None, None, 1][len(operand.views[0].arguments):]]
+        if cut[0] % len(shape) != dim or cut[3] != 1:
             continue
-        first, last, _ = slice(start, end).indices(shape[dim])
+        first, last, _ = slice(cut[1], cut[2]).indices(shape[dim])
         at = 0
         for part in q.inputs:
             size = site.shape(part)[dim]

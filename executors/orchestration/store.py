@@ -62,7 +62,6 @@ class Store:
         else:
             self._cut_torn_line()
         self.costs: KernelCosts = read(self.path)
-        self.why: dict[tuple[str, str], str] = {}
 
     def _cut_torn_line(self) -> None:
         body = self.path.read_bytes()
@@ -83,12 +82,6 @@ class Store:
     def known(self, digest: str, backend: str) -> bool:
         """Whether the time of a kernel on a back-end is known, or that there is none."""
         return (digest, backend) in self.costs.seconds
-
-    def best(self, digest: str, backends: tuple[str, ...]) -> tuple[float, str | None]:
-        """Least time of a kernel over ``backends`` and which has it; infinite and ``None`` where there is none."""
-        found = [(self.costs.seconds.get((digest, b), float("inf")), b) for b in backends]
-        seconds, name = min(found)
-        return seconds, None if seconds == float("inf") else name
 
     def add(self, digest: str, backend: str, seconds: float | None, **facts: Any) -> None:
         """Append a time, or that the back-end cannot run the kernel (``seconds`` absent, with the reason ``why``)."""

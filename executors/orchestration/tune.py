@@ -24,7 +24,7 @@ from executors.orchestration.measure import CACHES, Cache, ContextTimer, cache_f
 from executors.orchestration.programs import behind, example_inputs
 from executors.orchestration.stitched import Stitched, stitch
 from executors.orchestration.store import Store, conditions_of
-from executors.orchestration.workshop import Workshop
+from executors.orchestration.workshop import KERNEL_S, Workshop
 from planners.orchestration.graph import PrimitiveGraph
 from planners.orchestration.planning import plan as make_plan
 from planners.orchestration.planning import profile
@@ -113,7 +113,7 @@ def fit_boundary(rows: Sequence[tuple[float, float, int, int]]) -> tuple[float, 
 
 def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: int = 1,
          weights: Mapping[str, torch.Tensor] | None = None, gap: float = 0.0, workers: int = 2,
-         time_limit_s: float = 600.0, say: Callable[[str], None] = lambda _: None) -> Tuned:
+         time_limit_s: float = 600.0, kernel_s: float = KERNEL_S, say: Callable[[str], None] = lambda _: None) -> Tuned:
     """Measure what the problem's plans need, fit the boundary, and plan.
 
     Args:
@@ -125,6 +125,7 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
         gap: share within which a plan of measured kernels is good enough.
         workers: processes that compile.
         time_limit_s: of the search for each planner.
+        kernel_s: time to spend on a kernel's measurement on one back-end.
         say: called with a line on progress.
 
     Raises:
@@ -139,7 +140,7 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
         store = Store(folder, conditions_of(held, cache=cache, onnxruntime=ortsession.version()))
         before = store.compilations()
         shop = Workshop(store, backends=problem.backends, device=device, threads=threads, cache=cache, say=say,
-                        workers=workers)
+                        workers=workers, kernel_s=kernel_s)
         try:
             plan = profile(problem, store.costs, shop.measure, planners=("optimal", *BASELINES), gap=gap,
                            time_limit_s=time_limit_s, tell=say)

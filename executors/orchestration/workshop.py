@@ -22,8 +22,9 @@ from planners.orchestration.candidates import Structure
 from profilers.harness import Measurement
 from workbench.errors import SpecError
 
-__all__ = ["Workshop"]
+__all__ = ["KERNEL_S", "Workshop"]
 
+KERNEL_S = 0.06
 _LIBRARY = ("linear", "opaque")
 _FEW_STEPS = 24
 """Kernels with a compute-bound step and at most so many others are not compiled: what Inductor makes of them is the
@@ -41,13 +42,14 @@ class Workshop:
         cache: state of the caches in which kernels are timed (``measure.cache_for``).
         say: called with a line on progress.
         workers: processes that compile.
+        kernel_s: time to spend on a kernel's measurement on one back-end.
 
     Raises:
         SpecError: no such back-end, or it cannot be used here.
     """
 
     def __init__(self, store: Store, *, backends: Sequence[str], device: str, threads: int, cache: Cache,
-                 say: Callable[[str], None], workers: int = 2) -> None:
+                 say: Callable[[str], None], workers: int = 2, kernel_s: float = KERNEL_S) -> None:
         for name in backends:
             if name not in BACKENDS:
                 raise SpecError(f"no back-end is called {name!r}", where="backends", allowed=list(BACKENDS))
@@ -55,7 +57,7 @@ class Workshop:
             if why is not None or device not in BACKENDS[name].devices:
                 raise SpecError(f"back-end {name!r} {why or f'does not run on {device}'}", where="backends",
                                 allowed=[b.name for b in BACKENDS.values() if device in b.devices])
-        self.store, self.say = store, say
+        self.store, self.say, self.kernel_s = store, say, kernel_s
         self.device, self.threads, self.cache = device, threads, cache
         self.backends = [name for name in BACKENDS if name in backends]
         self.pool = Pool(store.inductor, device=device, threads=threads, workers=workers)
@@ -129,7 +131,7 @@ class Workshop:
         reasons = []
         for payload in payloads:
             try:
-                time_, error = subject.measure(name, payload, best_s=best)
+                time_, error = subject.measure(name, payload, best_s=best, seconds=self.kernel_s)
             except Cannot as why:
                 reasons.append(str(why))
                 continue

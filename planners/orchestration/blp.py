@@ -14,7 +14,8 @@ kernels only): whatever is stored so far, some kernel must take the program beyo
 
     sum of u_k over kernels that make something outside D and read only inside D  >= 1.
 
-One row for each prefix of two orders of the tensors makes the relaxation of most programs integral.
+One row for each prefix of an order of the tensors makes the relaxation of a program without branches integral; with
+branches more orders help (depth first, level by level, and seeded random ones).
 
 Before: candidates that cannot run, that another with the same outputs, no more inputs and no more time replaces, or
 that lead to no output, are left out. Tensors that every plan stores (outputs, and dominators of outputs) cut the
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -39,6 +41,7 @@ from workbench.milp import Model, Solution, Variables, relax, require, solve
 
 __all__ = ["Option", "Search", "Selection", "choose", "in_order", "relaxed"]
 
+_RANDOM_ORDERS = 12
 _WHOLE = 1e-7
 """How far from whole numbers a relaxation's values may be to count as whole."""
 
@@ -370,7 +373,7 @@ def _model(options: Sequence[Option], part: _Part, search: Search, cuts: Sequenc
     for i in part.options:
         by_outputs.setdefault(options[i].makes, []).append(place[i])
     add("one each", [dict.fromkeys(group, 1.0) for group in by_outputs.values() if len(group) > 1], "<=", 1.0)
-    states = _state_rows(options, part, makers)
+    states = _state_rows(options, part, makers, search.seed)
     add("beyond", [dict.fromkeys((place[i] for i in row), 1.0) for row in states], ">=", 1.0)
     once: dict[int, list[int]] = {}
     for i in part.options:
@@ -386,10 +389,11 @@ def _model(options: Sequence[Option], part: _Part, search: Search, cuts: Sequenc
     return model, run
 
 
-def _state_rows(options: Sequence[Option], part: _Part, makers: Mapping[int, list[int]]) -> list[tuple[int, ...]]:
-    """For prefixes of two orders of the part's tensors, the options that lead beyond; each set of options once."""
+def _state_rows(options: Sequence[Option], part: _Part, makers: Mapping[int, list[int]], seed: int
+                ) -> list[tuple[int, ...]]:
+    """For prefixes of some orders of the part's tensors, the options that lead beyond; each set of options once."""
     rows: dict[tuple[int, ...], None] = {}
-    for order in _orders(options, part, makers):
+    for order in _orders(options, part, makers, seed):
         place = {t: k for k, t in enumerate(order)}
         last = max(place[t] for t in bits(part.forced))
         beyond: list[list[int]] = [[] for _ in range(last + 1)]
@@ -401,8 +405,9 @@ def _state_rows(options: Sequence[Option], part: _Part, makers: Mapping[int, lis
     return list(rows)
 
 
-def _orders(options: Sequence[Option], part: _Part, makers: Mapping[int, list[int]]) -> Iterator[list[int]]:
-    """The part's tensors branch after branch (depth first from what it must store), and level by level."""
+def _orders(options: Sequence[Option], part: _Part, makers: Mapping[int, list[int]], seed: int
+            ) -> Iterator[list[int]]:
+    """The part's tensors branch after branch (depth first from what it must store), level by level, and at random."""
     read_for = dict.fromkeys(makers, 0)
     for t, kernels in makers.items():
         for k in kernels:
@@ -425,6 +430,31 @@ def _orders(options: Sequence[Option], part: _Part, makers: Mapping[int, list[in
                 level[t] = 1 + max((level[r] for r in reads[t]), default=0)
     yield list(depth_first)
     yield sorted(depth_first, key=lambda t: (level[t], depth_first[t]))
+    rng = np.random.default_rng(seed)
+    readers: dict[int, list[int]] = {t: [] for t in depth_first}
+    for t in depth_first:
+        for r in reads[t]:
+            if depth_first[r] < depth_first[t]:  # alternatives may make circles: an order needs none
+                readers[r].append(t)
+    for _ in range(_RANDOM_ORDERS):
+        yield _random_order(readers, rng)
+
+
+def _random_order(readers: Mapping[int, Sequence[int]], rng: np.random.Generator) -> list[int]:
+    """Tensors, each after those it is made from, the next one drawn among all that may come."""
+    waits = Counter(t for following in readers.values() for t in following)
+    ready = [t for t in readers if not waits[t]]
+    order = []
+    for draw in rng.random(len(readers)).tolist():
+        place = int(draw * len(ready))
+        ready[place], ready[-1] = ready[-1], ready[place]
+        t = ready.pop()
+        order.append(t)
+        for following in readers[t]:
+            waits[following] -= 1
+            if not waits[following]:
+                ready.append(following)
+    return order
 
 
 class _Programs:

@@ -156,7 +156,8 @@ def profile(problem: Problem, costs: CostModel, measure: Measure, *, planners: S
         prepared = _prepare(problem, costs, planner)
         search = Search(solver=solver, time_limit_s=min(time_limit_s, _ROUND_S), tie_tolerance=problem.tie_tolerance,
                         gap=max(1e-9, gap / 4), once=prepared.once)
-        settled = settle(prepared.prices, prepared.allowed, prepared.targets, search, measure=measure, gap=gap, within_s=time_limit_s,
+        settled = settle(prepared.prices, prepared.allowed, prepared.targets, search, measure=measure, gap=gap,
+                         within_s=time_limit_s,
                          tell=lambda line, name=planner: tell(f"{name}: {line}"))  # type: ignore[misc]
         plans.append(_assemble(problem, prepared, settled, planner, solver, begin))
     return plans[0]

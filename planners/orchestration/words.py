@@ -56,7 +56,7 @@ def predicted(problem: Problem, plan: Plan) -> tuple[Metric, ...]:
 def headline(plan: Plan) -> str:
     """The plan in a few words."""
     count = len(plan.kernels)
-    again = f", {plan.redundant} primitives run again" if plan.redundant else ""
+    again = f", {plan.redundant} primitive{'s' if plan.redundant != 1 else ''} repeated" if plan.redundant else ""
     return f"{count} kernel{'s' if count != 1 else ''}, {1e6 * plan.certificate.objective:.4g} us{again}"
 
 
