@@ -15,7 +15,7 @@ freely for each; a stage waits for the longest path of its predecessors' shortes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +115,15 @@ def _ways(prices: Prices, mask: int, *, latency: bool = True) -> list[_Way]:
 def chain_bound(prices: Prices, least: float) -> float:
     """The bound ``chain``, from below, to 0.3 %; ``least`` is a bound already known."""
     n, devices = len(prices.graph), prices.cluster.devices
-    ways = {(i, j): _ways(prices, (1 << j) - (1 << i)) for i in range(n) for j in range(i + 1, n + 1)}
+    alike: dict[Hashable, list[_Way]] = {}
+    ways = {}
+    for i in range(n):
+        for j in range(i + 1, n + 1):
+            sums = prices.sums((1 << j) - (1 << i))
+            key = sums.forward.tobytes(), sums.backward.tobytes(), sums.weight_bytes, sums.saved_bytes, sums.received
+            if key not in alike:
+                alike[key] = _ways(prices, (1 << j) - (1 << i))
+            ways[i, j] = alike[key]
 
     def possible(limit: float) -> bool:
         wait = np.full((n + 1, devices + 1), np.inf)
@@ -125,6 +133,8 @@ def chain_bound(prices: Prices, least: float) -> float:
             if math.isinf(lowest):
                 continue
             for j in range(i + 1, n + 1):
+                if all(way.work_s + lowest > limit for way in ways[i, j]):
+                    break  # longer runs of operators only take longer
                 for way in ways[i, j]:
                     if way.work_s + max(way.end_s, lowest) <= limit:
                         before = wait[i, :devices + 1 - way.replicas]

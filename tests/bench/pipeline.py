@@ -7,6 +7,7 @@ Times of searches are processor seconds of this process (the machine may be shar
 from __future__ import annotations
 
 import dataclasses
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,8 +19,8 @@ import numpy as np
 
 from planners import pipeline
 from planners.pipeline.assembly import draft
-from planners.pipeline.baselines import chained, line_cuts, pipedream
-from planners.pipeline.decomposition import Node
+from planners.pipeline.baselines import chained, line_cuts, pipedream, piper
+from planners.pipeline.decomposition import Node, decompose
 from planners.pipeline.planning import priced
 from planners.pipeline.pricing import Prices
 from planners.pipeline.problem import Cluster, LinkRate, Model, Problem
@@ -71,15 +72,39 @@ def search(costs: CostModel) -> None:
         uniform = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-uniform", time_limit_s=600))
         full = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph", time_limit_s=600), 3)
         mixed = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-mixed", time_limit_s=600), 1)
+        ours = seconds(lambda p=problem: searched(p, costs, _uniform), 3)
         theirs = seconds(lambda p=problem: searched(p, costs, pipedream), 3)
         try:
             refused = ""
-            downset = seconds(lambda p=problem: pipeline.plan(p, costs, planner="piper", time_limit_s=60), 1)
+            downset = _piper_seconds(problem, costs)
         except SolverError as error:
             refused, downset = error.message.split(":")[-1].strip(), float("nan")
-        print(f"search {family} {sizes or ''} on {devices}: uniform {uniform:.2f} s, graph {full:.2f} s, "
-              f"mixed {mixed:.2f} s, pipedream {theirs:.2f} s ({theirs / uniform:.1f}x), "
-              f"piper {downset:.2f} s {refused}", flush=True)
+        print(f"search {family} {sizes or ''} on {devices}: plans uniform {uniform:.2f} s, graph {full:.2f} s, "
+              f"mixed {mixed:.2f} s; searches alone {ours:.3f} s, pipedream {theirs:.2f} s ({theirs / ours:.1f}x), "
+              f"piper {downset:.2f} s ({downset / ours:.1f}x) {refused}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    print(f"search: peak memory of this process {peak:.2f} GiB", flush=True)
+
+
+def _uniform(ranking: Ranking) -> None:
+    rank(ranking, decompose(ranking.prices.graph)[0], [(b,) for b in ranking.prices.problem.menu])
+
+
+def _piper_seconds(problem: Problem, costs: CostModel) -> float:
+    """Processor seconds of Piper's search for every micro-batch.
+
+    Raises:
+        SolverError: too many downsets, or more than a minute.
+    """
+    prices, _ = priced(problem, costs)
+    ranking = Ranking(prices, time.perf_counter() + 600)
+    pipedream(ranking)  # a search gives up in time only when there is something to return
+    ranking.deadline = time.perf_counter() + 60
+    start = time.process_time()
+    piper(ranking)
+    if ranking.late():
+        raise SolverError("piper: not done in a minute")
+    return time.process_time() - start
 
 
 def ablation(costs: CostModel) -> None:
