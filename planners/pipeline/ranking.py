@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from planners.pipeline.assembly import Candidate, Draft, candidate, draft, with_stage, with_turns
 from planners.pipeline.decomposition import Node
 from planners.pipeline.pricing import Prices
-from planners.pipeline.search import Chosen, Probe, Work, smallest_bottleneck
+from planners.pipeline.search import Chosen, Work, least_of, searcher
 
 __all__ = ["Ranking", "improve", "rank"]
 
@@ -67,17 +67,17 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
     hopes = []
     for menu in menus:
         work = Work(prices, menu)
-        hopes.append((batch * max(work.of(root.mask) / prices.cluster.devices, work.largest_op), menu, work))
+        hopes.append((batch * max(work.of(root.mask) / prices.cluster.devices, work.largest_op), menu))
     deep = min(_longest_path(prices), prices.cluster.devices)
-    guesses = [hope * (1 + (deep - 1) * menu[0] / batch) for hope, menu, _ in hopes]
+    guesses = [hope * (1 + (deep - 1) * menu[0] / batch) for hope, menu in hopes]
     start = min(range(len(menus)), key=guesses.__getitem__)
     for side in (range(start, len(menus)), range(start - 1, -1, -1)):
         failures = 0
         for m in side:
             before = ranking.limit
-            hope, menu, work = hopes[m]
+            hope, menu = hopes[m]
             if not ranking.late() and hope < before:
-                _one_menu(ranking, root, menu, work)
+                _one_menu(ranking, root, menu)
             if math.isfinite(ranking.limit):
                 failures = 0 if ranking.limit < before else failures + 1
             if failures == _PATIENCE:
@@ -98,25 +98,26 @@ def _longest_path(prices: Prices) -> int:
     return max(length)
 
 
-def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...], work: Work) -> None:
+def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...]) -> None:
     """Plans at the least bottleneck of a menu and somewhat above it."""
     prices, batch = ranking.prices, ranking.prices.problem.batch_samples
-    found = smallest_bottleneck(prices, root, menu, within=_WITHIN, at_most=ranking.limit / batch)
+    search = searcher(prices, root, menu)
+    found = least_of(search, prices, root, menu, within=_WITHIN, at_most=ranking.limit / batch)
     if found is None:
         return
-    least, probe = found
-    _take_front(ranking, probe)
+    least, fronts = found
+    _take_all(ranking, fronts)
     floor = least
     for rise in _RISE:
         if batch * floor >= ranking.limit or ranking.late():
             break
         floor = least * rise
-        _take_front(ranking, Probe(prices, root, work, menu, floor))
+        _take_all(ranking, search.fronts(floor))
 
 
-def _take_front(ranking: Ranking, probe: Probe) -> None:
-    for _, choice in probe.front().values():
-        ranking.take(draft(ranking.prices, probe.stages(choice), sequential=False))
+def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:
+    for stages in fronts:
+        ranking.take(draft(ranking.prices, stages, sequential=False))
 
 
 def improve(ranking: Ranking) -> None:
