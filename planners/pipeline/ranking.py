@@ -2,8 +2,9 @@
 
 A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch only as long as that
 beats the best iteration found. The iteration falls and then rises with the micro-batch (less overhead, longer fill), so
-sizes are tried outwards from the most promising one. Improvement then changes one stage at a time (micro-batch, k,
-replicas on idle devices) and keeps what shortens the simulated iteration.
+sizes are tried outwards from the most promising one. Stages are then split over the devices that are left. Improvement
+then changes one stage at a time (micro-batch, k, replicas on idle devices) and keeps what shortens the simulated
+iteration.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 
 from planners.pipeline.assembly import Candidate, Draft, candidate, draft, with_stage, with_turns
 from planners.pipeline.decomposition import Node
+from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
 from planners.pipeline.search import Chosen, Work, least_of, searcher
 
-__all__ = ["Ranking", "improve", "rank"]
+__all__ = ["Ranking", "improve", "rank", "spread"]
 
 _RISE = (1.05, 1.15, 1.4)
 _PATIENCE = 2
@@ -118,6 +120,32 @@ def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...]) -> None:
 def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:
     for stages in fronts:
         ranking.take(draft(ranking.prices, stages, sequential=False))
+
+
+def spread(ranking: Ranking) -> None:
+    """Split stages of the best plan over idle devices while that helps: the search uses as few as a bottleneck needs,
+    but shorter stages fill and drain a pipeline sooner."""
+    while ranking.best is not None and not ranking.late():
+        found, before = ranking.best.draft, ranking.limit
+        idle = ranking.prices.cluster.devices - sum(s.replicas for s in found.stages)
+        for x, stage in enumerate(found.stages):
+            if stage.replicas <= idle and stage.mask & (stage.mask - 1):
+                ranking.take(_split(ranking.prices, found, x))
+        if ranking.limit >= before:
+            return
+
+
+def _split(prices: Prices, found: Draft, x: int) -> Draft:
+    """The draft with stage ``x`` cut in two, as evenly as its operators' order allows."""
+    stage = found.stages[x]
+    members = list(bits(stage.mask))
+    at = prices.column[stage.micro // stage.replicas]
+    work = (prices.forward[members, at] + prices.backward[members, at]).cumsum()
+    cut = min(range(1, len(members)), key=lambda k: abs(2 * work[k - 1] - work[-1]))
+    first = sum(1 << v for v in members[:cut])
+    halves = [Chosen(mask, stage.micro, stage.replicas) for mask in (first, stage.mask ^ first)]
+    turns = [*found.turns[:x], found.turns[x], *found.turns[x:]]
+    return draft(prices, [*found.stages[:x], *halves, *found.stages[x + 1:]], sequential=False, turns=turns)
 
 
 def improve(ranking: Ranking) -> None:
