@@ -7,7 +7,8 @@ search fast. An interface (i, b) is what the stages before it see of the stages 
 Stages explored: a run of items of a series; groups of whole branches; such a run together with the tail of a branch or
 with whole branches that it joins, and with the head of a branch that it forks. k is 1: a larger k only raises i.
 Branches of different b at one fork are merged into the smallest single interface that asks no less of any predecessor.
-Sub-graphs whose operators cannot fit the devices the rest leaves them (work / T) are cut off.
+Sub-graphs whose operators cannot fit the devices the rest leaves them (work / T) are cut off. With one micro-batch size
+a search without in-flight samples goes first, and operators in a line are searched with arrays (``Line``).
 """
 
 from __future__ import annotations
