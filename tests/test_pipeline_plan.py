@@ -24,7 +24,7 @@ from planners.pipeline.loaders import graph_of, load
 from planners.pipeline.models import generate
 from planners.pipeline.planning import priced
 from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
-from planners.pipeline.search import Chosen, smallest_bottleneck
+from planners.pipeline.search import Chosen, Line, Tree, smallest_bottleneck
 from tests import oracles_pipeline as oracles
 from workbench.costs import Axis, ProfileTable, Provenance, TableCosts, open_costs
 from workbench.errors import Infeasible, MissingProfile, SolverError, SpecError
@@ -218,6 +218,22 @@ def test_chains_have_pipedreams_bottleneck() -> None:
         slowest = max(o.seconds_per_sample for s in theirs for o in prices.options(s.mask, 2)
                       if o.replicas == s.replicas)
         assert found[0] == pytest.approx(slowest, rel=1e-9)
+
+
+def test_lines_are_searched_as_trees_are() -> None:
+    for k in range(20):
+        rng = np.random.default_rng([17, k])
+        problem = oracles.random_problem(rng, operators=7, devices=4, memory_bytes=float(rng.choice([400.0, 1e9])))
+        chain = tuple(Edge(producer=f"o{i}", consumer=f"o{i + 1}") for i in range(6))
+        prices, root = priced(dataclasses.replace(problem, edges=chain), NO_COSTS)
+        least = smallest_bottleneck(prices, root, (2,))
+        if least is None:
+            assert Tree(prices, root, (2,)).some(1.0) == []
+            continue
+        for rise in (0.99, 1.0, 1.1, 1.5):
+            line, tree = (search(prices, root, (2,)).fronts(least[0] * rise) for search in (Line, Tree))
+            assert [(len(x), sum(s.replicas for s in x)) for x in line] == [
+                (len(x), sum(s.replicas for s in x)) for x in tree]
 
 
 def test_more_devices_and_more_memory_never_raise_the_bottleneck() -> None:

@@ -214,13 +214,14 @@ def test_the_same_entry_runs_as_ranks_of_a_torchrun_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("environment, said", [
     ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR and MASTER_PORT"),
-    ({"SLURM_NTASKS": "3", "SLURM_PROCID": "1"}, "MASTER_ADDR and MASTER_PORT"),
-    ({"WORLD_SIZE": "1", "SLURM_NTASKS": "2"}, None)])
+    ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1"}, "MASTER_ADDR and MASTER_PORT"),
+    ({"WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"}, None), ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, None)])
 def test_a_job_that_says_too_little_is_an_error(environment: dict[str, str], said: str | None,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     from executors.pipeline.launching import in_job, rank_in_job, run_as_rank
 
-    for name in ("WORLD_SIZE", "RANK", "SLURM_NTASKS", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("WORLD_SIZE", "RANK", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "MASTER_ADDR",
+                 "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -50,13 +50,20 @@ class Tagged:
 class Ordered:
     """A group for every ordered pair of ranks that talk and every kind, messages in order (NCCL).
 
-    Every rank of the world must make it, with the same tables.
+    Every rank of the world must make it, with the same tables. NCCL makes a communicator at its first message and waits
+    for the other side to do so too, so every group sends one message here, in an order that is the same for all.
     """
 
-    def __init__(self, tables: Iterable[RankTable]) -> None:
+    def __init__(self, tables: Iterable[RankTable], device: str) -> None:
         pairs = {(*_ends(m, kind), kind) for t in tables for mine in t.produced.values() for m in mine
                  for kind in ("F", "B")}
         self.groups = {(a, b, kind): dist.new_group([a, b]) for a, b, kind in sorted(pairs)}
+        first = torch.zeros(1, device=device)
+        for (a, b, _), group in self.groups.items():
+            if dist.get_rank() == a:
+                dist.send(first, dst=b, group=group)
+            elif dist.get_rank() == b:
+                dist.recv(first, src=a, group=group)
 
     def send(self, m: Message, kind: str, tensor: torch.Tensor) -> Any:
         """See ``Channels``."""

@@ -2,8 +2,8 @@
 
 Each local process joins one group through a file (gloo, or NCCL with one rank a GPU) and plays its part of every job
 it is given. A rank that dies or fails ends the run: the others are stopped and the error says which rank it was and
-what it said. Under torchrun (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) or Slurm (SLURM_PROCID, SLURM_NTASKS, with
-MASTER_ADDR and MASTER_PORT set) this process is one rank, and every rank gets all results.
+what it said. Under torchrun (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) or srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS,
+with MASTER_ADDR and MASTER_PORT exported) this process is one rank, and every rank gets all results.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def rank_in_job() -> int:
 
 
 def _job_size() -> int:
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def run_as_rank(problem: Problem, plan: Plan, *, device: str) -> list[Done]:

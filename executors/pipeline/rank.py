@@ -213,7 +213,7 @@ def execute(problem: Problem, plan: Plan, rank: int, *, device: str = "cpu", nei
 
 def _execute(problem: Problem, plan: Plan, rank: int, *, device: str, ordered: bool) -> Done | None:
     places = ranks(plan)
-    channels = Ordered(table(problem, plan)) if ordered else Tagged()
+    channels = Ordered(table(problem, plan), device) if ordered else Tagged()
     group = None
     for x, s in enumerate(plan.stages):
         if len(s.devices) > 1:
@@ -221,6 +221,7 @@ def _execute(problem: Problem, plan: Plan, rank: int, *, device: str, ordered: b
             made = dist.new_group(members)
             if rank in members:
                 group = made
+                dist.all_reduce(torch.zeros(1, device=device), group=made)
     worker = _Worker(problem, plan, rank, group, channels, device) if rank < len(places) else None
     for number in range(problem.run.steps):
         if worker is not None:

@@ -19,8 +19,8 @@ from planners.pipeline.assembly import Draft, draft
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import OperatorGraph, bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.ranking import Ranking, rank
-from planners.pipeline.search import Chosen
+from planners.pipeline.ranking import Ranking, rank, spread
+from planners.pipeline.search import Chosen, Work
 from workbench.errors import SolverError
 
 __all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "line_cuts", "pipedream",
@@ -128,13 +128,14 @@ def piper_stages(ranking: Ranking, sets: list[int], micro: int) -> list[Chosen] 
     return stages
 
 
-def line_cuts(ranking: Ranking, *, spread: int = 2) -> None:
-    """PipeDream's stages as a stage graph instead of a chain, for micro-batches within ``spread`` times the best."""
+def line_cuts(ranking: Ranking) -> None:
+    """PipeDream's stages as a stage graph instead of a chain, for every micro-batch that may win."""
     if ranking.best is None:
         return
-    middle = ranking.best.draft.stages[0].micro
     for b in ranking.prices.problem.menu:
-        if middle <= b * spread and b <= middle * spread and not ranking.late():
+        work = Work(ranking.prices, (b,))
+        least = max(work.of(ranking.prices.graph.everything) / ranking.prices.cluster.devices, work.largest_op)
+        if ranking.prices.problem.batch_samples * least < ranking.limit and not ranking.late():
             stages = pipedream_stages(ranking.prices, b)
             if stages is not None:
                 ranking.take(draft(ranking.prices, stages, sequential=False))
@@ -180,6 +181,7 @@ def sequential(ranking: Ranking, root: Node) -> None:
     """The stages of our uniform plan in one chain, at the micro-batch that suits the chain best."""
     ours = Ranking(ranking.prices, ranking.deadline)
     rank(ours, root, [(b,) for b in ranking.prices.problem.menu])
+    spread(ours)
     if ours.best is not None:
         chained(ranking, ours.best.draft)
 

@@ -15,7 +15,7 @@ freely for each; a stage waits for the longest path of its predecessors' shortes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +115,19 @@ def _ways(prices: Prices, mask: int, *, latency: bool = True) -> list[_Way]:
 def chain_bound(prices: Prices, least: float) -> float:
     """The bound ``chain``, from below, to 0.3 %; ``least`` is a bound already known."""
     n, devices = len(prices.graph), prices.cluster.devices
-    ways = {(i, j): _ways(prices, (1 << j) - (1 << i)) for i in range(n) for j in range(i + 1, n + 1)}
+    alike: dict[Hashable, list[_Way]] = {}
+    # By first operator and replicas: end of the run, work, what follows it, one micro-batch, as columns.
+    runs: list[dict[int, np.ndarray]] = []
+    for i in range(n):
+        rows: dict[int, list[tuple[float, ...]]] = {}
+        for j in range(i + 1, n + 1):
+            sums = prices.sums((1 << j) - (1 << i))
+            key = sums.forward.tobytes(), sums.backward.tobytes(), sums.weight_bytes, sums.saved_bytes, sums.received
+            if key not in alike:
+                alike[key] = _ways(prices, (1 << j) - (1 << i))
+            for way in alike[key]:
+                rows.setdefault(way.replicas, []).append((j, way.work_s, way.end_s, way.once_s))
+        runs.append({r: np.array(found) for r, found in rows.items() if r <= devices})
 
     def possible(limit: float) -> bool:
         wait = np.full((n + 1, devices + 1), np.inf)
@@ -124,12 +136,12 @@ def chain_bound(prices: Prices, least: float) -> float:
             lowest = wait[i].min()
             if math.isinf(lowest):
                 continue
-            for j in range(i + 1, n + 1):
-                for way in ways[i, j]:
-                    if way.work_s + max(way.end_s, lowest) <= limit:
-                        before = wait[i, :devices + 1 - way.replicas]
-                        after = np.where(before + way.work_s <= limit, before + way.once_s, np.inf)
-                        np.minimum(wait[j, way.replicas:], after, out=wait[j, way.replicas:])
+            for r, columns in runs[i].items():
+                fit = columns[columns[:, 1] + np.maximum(columns[:, 2], lowest) <= limit]
+                if len(fit):
+                    before = wait[i, :devices + 1 - r][None, :]
+                    after = np.where(before + fit[:, 1:2] <= limit, before + fit[:, 3:4], np.inf)
+                    np.minimum.at(wait[:, r:], fit[:, 0].astype(int), after)
         return bool(np.isfinite(wait[n]).any())
 
     low, high = least, least * 1.05

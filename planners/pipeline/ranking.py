@@ -2,8 +2,9 @@
 
 A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch only as long as that
 beats the best iteration found. The iteration falls and then rises with the micro-batch (less overhead, longer fill), so
-sizes are tried outwards from the most promising one. Improvement then changes one stage at a time (micro-batch, k,
-replicas on idle devices) and keeps what shortens the simulated iteration.
+sizes are tried outwards from the most promising one. Stages are then split over the devices that are left. Improvement
+then changes one stage at a time (micro-batch, k, replicas on idle devices) and keeps what shortens the simulated
+iteration.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 
 from planners.pipeline.assembly import Candidate, Draft, candidate, draft, with_stage, with_turns
 from planners.pipeline.decomposition import Node
+from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.search import Chosen, Probe, Work, smallest_bottleneck
+from planners.pipeline.search import Chosen, Work, least_of, searcher
 
-__all__ = ["Ranking", "improve", "rank"]
+__all__ = ["Ranking", "improve", "rank", "spread"]
 
 _RISE = (1.05, 1.15, 1.4)
 _PATIENCE = 2
@@ -67,17 +69,17 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
     hopes = []
     for menu in menus:
         work = Work(prices, menu)
-        hopes.append((batch * max(work.of(root.mask) / prices.cluster.devices, work.largest_op), menu, work))
+        hopes.append((batch * max(work.of(root.mask) / prices.cluster.devices, work.largest_op), menu))
     deep = min(_longest_path(prices), prices.cluster.devices)
-    guesses = [hope * (1 + (deep - 1) * menu[0] / batch) for hope, menu, _ in hopes]
+    guesses = [hope * (1 + (deep - 1) * menu[0] / batch) for hope, menu in hopes]
     start = min(range(len(menus)), key=guesses.__getitem__)
     for side in (range(start, len(menus)), range(start - 1, -1, -1)):
         failures = 0
         for m in side:
             before = ranking.limit
-            hope, menu, work = hopes[m]
+            hope, menu = hopes[m]
             if not ranking.late() and hope < before:
-                _one_menu(ranking, root, menu, work)
+                _one_menu(ranking, root, menu)
             if math.isfinite(ranking.limit):
                 failures = 0 if ranking.limit < before else failures + 1
             if failures == _PATIENCE:
@@ -98,25 +100,52 @@ def _longest_path(prices: Prices) -> int:
     return max(length)
 
 
-def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...], work: Work) -> None:
+def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...]) -> None:
     """Plans at the least bottleneck of a menu and somewhat above it."""
     prices, batch = ranking.prices, ranking.prices.problem.batch_samples
-    found = smallest_bottleneck(prices, root, menu, within=_WITHIN, at_most=ranking.limit / batch)
+    search = searcher(prices, root, menu)
+    found = least_of(search, prices, root, menu, within=_WITHIN, at_most=ranking.limit / batch)
     if found is None:
         return
-    least, probe = found
-    _take_front(ranking, probe)
+    least, fronts = found
+    _take_all(ranking, fronts)
     floor = least
     for rise in _RISE:
         if batch * floor >= ranking.limit or ranking.late():
             break
         floor = least * rise
-        _take_front(ranking, Probe(prices, root, work, menu, floor))
+        _take_all(ranking, search.fronts(floor))
 
 
-def _take_front(ranking: Ranking, probe: Probe) -> None:
-    for _, choice in probe.front().values():
-        ranking.take(draft(ranking.prices, probe.stages(choice), sequential=False))
+def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:
+    for stages in fronts:
+        ranking.take(draft(ranking.prices, stages, sequential=False))
+
+
+def spread(ranking: Ranking) -> None:
+    """Split stages of the best plan over idle devices while that helps: the search uses as few as a bottleneck needs,
+    but shorter stages fill and drain a pipeline sooner."""
+    while ranking.best is not None and not ranking.late():
+        found, before = ranking.best.draft, ranking.limit
+        idle = ranking.prices.cluster.devices - sum(s.replicas for s in found.stages)
+        for x, stage in enumerate(found.stages):
+            if stage.replicas <= idle and stage.mask & (stage.mask - 1):
+                ranking.take(_split(ranking.prices, found, x))
+        if ranking.limit >= before:
+            return
+
+
+def _split(prices: Prices, found: Draft, x: int) -> Draft:
+    """The draft with stage ``x`` cut in two, as evenly as its operators' order allows."""
+    stage = found.stages[x]
+    members = list(bits(stage.mask))
+    at = prices.column[stage.micro // stage.replicas]
+    work = (prices.forward[members, at] + prices.backward[members, at]).cumsum()
+    cut = min(range(1, len(members)), key=lambda k: abs(2 * work[k - 1] - work[-1]))
+    first = sum(1 << v for v in members[:cut])
+    halves = [Chosen(mask, stage.micro, stage.replicas) for mask in (first, stage.mask ^ first)]
+    turns = [*found.turns[:x], found.turns[x], *found.turns[x:]]
+    return draft(prices, [*found.stages[:x], *halves, *found.stages[x + 1:]], sequential=False, turns=turns)
 
 
 def improve(ranking: Ranking) -> None:

@@ -7,7 +7,8 @@ search fast. An interface (i, b) is what the stages before it see of the stages 
 Stages explored: a run of items of a series; groups of whole branches; such a run together with the tail of a branch or
 with whole branches that it joins, and with the head of a branch that it forks. k is 1: a larger k only raises i.
 Branches of different b at one fork are merged into the smallest single interface that asks no less of any predecessor.
-Sub-graphs whose operators cannot fit the devices the rest leaves them (work / T) are cut off.
+Sub-graphs whose operators cannot fit the devices the rest leaves them (work / T) are cut off. With one micro-batch size
+a search without in-flight samples goes first, and operators in a line are searched with arrays (``Line``).
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
 from planners.pipeline.inflight import need, rounded
 from planners.pipeline.pricing import Prices
 
-__all__ = ["Chosen", "Probe", "Work", "achieved", "smallest_bottleneck"]
+__all__ = ["Chosen", "Line", "Probe", "Tree", "Work", "least_of", "searcher", "smallest_bottleneck"]
 
 # (in-flight samples, micro-batch) of the first stages; None: nothing follows.
 Interface = tuple[int, int] | None
@@ -372,6 +375,97 @@ class Probe:
                     yield tuple(vector)
 
 
+class Line:
+    """The search where operators form a line and there is one micro-batch size: one array operation an operator.
+
+    best[i, m] is the fewest devices of operators i … in m stages; the first of them holds min(m b, B) samples.
+    """
+
+    def __init__(self, prices: Prices, root: Node, menu: tuple[int, ...]) -> None:
+        self.prices, (self.micro,) = prices, menu
+        self.masks = [item.mask for item in root.parts]
+        self.batch, self.devices = prices.problem.batch_samples, prices.cluster.devices
+        n = len(self.masks)
+        self.held = np.minimum(self.micro * np.arange(1, min(n, self.devices) + 1), self.batch)
+        # By first operator: end of the run, replicas, seconds a sample, most samples held, as columns.
+        self.runs: list[np.ndarray] = []
+        for i in range(n):
+            rows, mask = [], 0
+            for j in range(i, n):
+                mask |= self.masks[j]
+                rows += [(j + 1, o.replicas, o.seconds_per_sample, o.most_held)
+                         for o in prices.options(mask, self.micro)]
+            self.runs.append(np.array(rows).reshape(-1, 4))
+
+    def fronts(self, limit: float) -> list[list[Chosen]]:
+        """Stages of every number of stages that no smaller number beats in devices; fewest stages first."""
+        n, most = len(self.masks), len(self.held)
+        best = np.full((n + 1, most + 1), np.inf)
+        best[n, 0] = 0.0
+        chosen = np.zeros((n, most + 1), dtype=int)
+        fitting = []
+        for i in reversed(range(n)):
+            rows = self.runs[i][self.runs[i][:, 2] <= limit]
+            fitting.append(rows)
+            if len(rows):
+                total = best[rows[:, 0].astype(int), :-1] + rows[:, 1:2]
+                total[rows[:, 3:4] < self.held] = np.inf
+                chosen[i, 1:] = total.argmin(axis=0)
+                best[i, 1:] = total.min(axis=0)
+        fitting.reverse()
+        found, fewest = [], math.inf
+        for m in range(1, most + 1):
+            if best[0, m] <= self.devices and best[0, m] < fewest:
+                fewest = best[0, m]
+                found.append(self._stages(fitting, chosen, m))
+        return found
+
+    def some(self, limit: float) -> list[list[Chosen]]:
+        """See ``Tree``."""
+        return self.fronts(limit)
+
+    def _stages(self, fitting: list[np.ndarray], chosen: np.ndarray, m: int) -> list[Chosen]:
+        stages, i = [], 0
+        while m:
+            end, replicas = fitting[i][chosen[i, m], :2]
+            stages.append(Chosen(sum(self.masks[i:int(end)]), self.micro, int(replicas)))
+            i, m = int(end), m - 1
+        return stages
+
+
+class Tree:
+    """The search over the whole tree."""
+
+    def __init__(self, prices: Prices, root: Node, menu: tuple[int, ...]) -> None:
+        self.prices, self.root, self.menu, self.work = prices, root, menu, Work(prices, menu)
+
+    def fronts(self, limit: float) -> list[list[Chosen]]:
+        """Stages of every entry of the front within a bottleneck of ``limit``."""
+        return self._read(Probe(self.prices, self.root, self.work, self.menu, limit))
+
+    def some(self, limit: float) -> list[list[Chosen]]:
+        """Some stages within ``limit`` if there are any, the shallowest first.
+
+        First without in-flight samples: where that finds nothing there is nothing, and where its stages fit all the
+        same they are an answer. Only between the two does the whole program run.
+        """
+        if len(self.menu) == 1:
+            quick = self._read(Probe(self.prices, self.root, self.work, self.menu, limit, relaxed=True))
+            if not quick or _fits_all_the_same(self.prices, quick[0]):
+                return quick
+        return self.fronts(limit)
+
+    def _read(self, probe: Probe) -> list[list[Chosen]]:
+        found = sorted(probe.front().items(), key=lambda e: (e[0] or (0, 0), e[1][0]))
+        return [probe.stages(choice) for _, (_, choice) in found]
+
+
+def searcher(prices: Prices, root: Node, menu: tuple[int, ...]) -> Line | Tree:
+    """The search for a model and a menu of micro-batches."""
+    is_line = len(menu) == 1 and all(item.shape == "operator" for item in root.parts)
+    return Line(prices, root, menu) if is_line else Tree(prices, root, menu)
+
+
 def _less(counts: Counts, group: int) -> Counts:
     return tuple(c - (i == group) for i, c in enumerate(counts))
 
@@ -481,67 +575,51 @@ class _Branches:
 
 
 def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, within: float = 0.0,
-                        at_most: float = math.inf) -> tuple[float, Probe] | None:
-    """The least T for which stages exist, to a share ``within`` of it, and its probe; 0 finds the exact optimum.
+                        at_most: float = math.inf) -> tuple[float, list[list[Chosen]]] | None:
+    """The least T for which stages exist, to a share ``within`` of it, and such stages; 0 finds the exact optimum.
 
     ``None`` when memory or devices allow no stages at any T up to ``at_most``.
     """
+    return least_of(searcher(prices, root, menu), prices, root, menu, within=within, at_most=at_most)
+
+
+def least_of(search: Line | Tree, prices: Prices, root: Node, menu: tuple[int, ...], *, within: float,
+             at_most: float) -> tuple[float, list[list[Chosen]]] | None:
+    """``smallest_bottleneck`` with a search made before."""
     work = Work(prices, menu)
     low = max(work.of(root.mask) / prices.cluster.devices, work.largest_op, 1e-12) * (1 - 1e-12)
-    found = None
+
+    def achieved(limit: float) -> tuple[float, list[list[Chosen]]] | None:
+        found = search.some(limit)
+        return (max(_seconds(prices, s) for s in found[0]), found) if found else None
+
+    best = None
     if math.isfinite(at_most):
-        found = achieved(prices, root, work, menu, at_most)
+        best = achieved(at_most)
     else:
         high, step = low, 1.03
         for _ in range(_PROBES):
-            if found := achieved(prices, root, work, menu, high):
+            if best := achieved(high):
                 break
             low, high, step = high, high * step, step * step if step < 4 else step
-    if found is None:
+    if best is None:
         return None
     for _ in range(_PROBES):
-        if found[0] - low <= within * found[0]:
+        if best[0] - low <= within * best[0]:
             break
-        wide = found[0] - low > _CLOSE * found[0]
+        wide = best[0] - low > _CLOSE * best[0]
         # Most of the range is too small: a step from below finds that at little cost.
-        limit = math.sqrt(low * found[0]) if wide else found[0] * (1 - 1e-12)
+        limit = math.sqrt(low * best[0]) if wide else best[0] * (1 - 1e-12)
         if limit <= low:
             break
-        better = achieved(prices, root, work, menu, limit)
+        better = achieved(limit)
         if better is not None:
-            found = better
+            best = better
         elif wide:
             low = limit
         else:
             break
-    return found
-
-
-def achieved(prices: Prices, root: Node, work: Work, menu: tuple[int, ...],
-             limit: float) -> tuple[float, Probe] | None:
-    """The bottleneck of stages found within ``limit``, and their probe.
-
-    First without in-flight samples: where that finds nothing there is nothing, and where its stages fit all the same
-    they are an answer. Only between the two does the whole program run.
-    """
-    if len(menu) == 1:
-        quick = Probe(prices, root, work, menu, limit, relaxed=True)
-        stages = _shallowest(quick)
-        if stages is None:
-            return None
-        if _fits_all_the_same(prices, stages):
-            return max(_seconds(prices, s) for s in stages), quick
-    probe = Probe(prices, root, work, menu, limit)
-    stages = _shallowest(probe)
-    return None if stages is None else (max(_seconds(prices, s) for s in stages), probe)
-
-
-def _shallowest(probe: Probe) -> list[Chosen] | None:
-    front = probe.front()
-    if not front:
-        return None
-    _, (_, choice) = min(front.items(), key=lambda e: (e[0] or (0, 0), e[1][0]))
-    return probe.stages(choice)
+    return best
 
 
 def _fits_all_the_same(prices: Prices, stages: list[Chosen]) -> bool:

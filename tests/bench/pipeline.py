@@ -1,12 +1,13 @@
 """Figures of the pipeline study: ``python -m tests.bench.pipeline [search|gap|bounds|inflight|…] …``.
 
-Times of searches are processor seconds of this process (the machine may be shared), medians of three. Everything about
-32 devices is simulated with analytic costs of a V100 (fp32); ratios only.
+Times of searches are processor seconds of this process (the machine may be shared), medians of three, with analytic
+costs of a V100 (fp32). The ablation is simulated from measured kernels of an A100 (bf16); ratios only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,13 +18,13 @@ from collections.abc import Callable
 import numpy as np
 
 from planners import pipeline
+from planners.pipeline import claims
 from planners.pipeline.assembly import draft
-from planners.pipeline.baselines import chained, line_cuts, pipedream
-from planners.pipeline.decomposition import Node
+from planners.pipeline.baselines import pipedream, piper
+from planners.pipeline.decomposition import decompose
 from planners.pipeline.planning import priced
-from planners.pipeline.pricing import Prices
 from planners.pipeline.problem import Cluster, LinkRate, Model, Problem
-from planners.pipeline.ranking import Ranking, improve, rank
+from planners.pipeline.ranking import Ranking, rank, spread
 from workbench.costs import CostModel, TableCosts, open_costs
 from workbench.errors import SolverError
 
@@ -71,49 +72,58 @@ def search(costs: CostModel) -> None:
         uniform = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-uniform", time_limit_s=600))
         full = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph", time_limit_s=600), 3)
         mixed = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-mixed", time_limit_s=600), 1)
+        ours = seconds(lambda p=problem: searched(p, costs, _uniform), 3)
         theirs = seconds(lambda p=problem: searched(p, costs, pipedream), 3)
         try:
             refused = ""
-            downset = seconds(lambda p=problem: pipeline.plan(p, costs, planner="piper", time_limit_s=60), 1)
+            downset = _piper_seconds(problem, costs)
         except SolverError as error:
             refused, downset = error.message.split(":")[-1].strip(), float("nan")
-        print(f"search {family} {sizes or ''} on {devices}: uniform {uniform:.2f} s, graph {full:.2f} s, "
-              f"mixed {mixed:.2f} s, pipedream {theirs:.2f} s ({theirs / uniform:.1f}x), "
-              f"piper {downset:.2f} s {refused}", flush=True)
+        print(f"search {family} {sizes or ''} on {devices}: plans uniform {uniform:.2f} s, graph {full:.2f} s, "
+              f"mixed {mixed:.2f} s; searches alone {ours:.3f} s, pipedream {theirs:.2f} s ({theirs / ours:.1f}x), "
+              f"piper {downset:.2f} s ({downset / ours:.1f}x) {refused}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    print(f"search: peak memory of this process {peak:.2f} GiB", flush=True)
 
 
-def ablation(costs: CostModel) -> None:
-    """Bar 6: chained stages, parallel stages at the same micro-batch, and all free."""
-    for family, batch in ((f, b // share) for f, b in PAPER.items() for share in (4, 2, 1)):
-        problem = paper_problem(family, 32, batch)
-        prices, root = priced(problem, costs)
-        chain = Ranking(prices, time.perf_counter() + 600)
-        pipedream(chain)
-        free = _graph(prices, root, problem.menu)
-        if free.best is not None:
-            chained(chain, free.best.draft)
-        assert chain.best is not None
-        assert free.best is not None
-        b = chain.best.draft.stages[0].micro
-        same = _graph(prices, root, (b,))
-        # The chain's own stages without the chain are plans of that micro-batch too.
-        same.take(draft(prices, chain.best.draft.stages, sequential=False))
-        improved = _graph(prices, root, problem.menu)
-        improve(improved)
+def _uniform(ranking: Ranking) -> None:
+    rank(ranking, decompose(ranking.prices.graph)[0], [(b,) for b in ranking.prices.problem.menu])
+    spread(ranking)
+
+
+def _piper_seconds(problem: Problem, costs: CostModel) -> float:
+    """Processor seconds of Piper's search for every micro-batch.
+
+    Raises:
+        SolverError: too many downsets, or more than a minute.
+    """
+    prices, _ = priced(problem, costs)
+    ranking = Ranking(prices, time.perf_counter() + 600)
+    pipedream(ranking)  # a search gives up in time only when there is something to return
+    ranking.deadline = time.perf_counter() + 60
+    start = time.process_time()
+    piper(ranking)
+    if ranking.late():
+        raise SolverError("piper: not done in a minute")
+    return time.process_time() - start
+
+
+def ablation(_: CostModel) -> None:
+    """Bar 6: chained stages, parallel stages at the same micro-batch, and all free; measured A100 kernels."""
+    for family, batch in ((f, b // share) for f, b in PAPER.items() for share in (2, 1)):
+        problem = claims.paper_problem(family, devices=32, batch=batch)
+        costs = claims.costs_of(problem)
+        chain = min((pipeline.plan(problem, costs, planner=name) for name in ("pipedream", "sequential")),
+                    key=lambda p: p.iteration_s)
+        b = chain.stages[0].micro_batch_samples
+        alike = dataclasses.replace(problem, micro_batches=(b,), max_forwards_per_turn=1)
+        same, free, full = (pipeline.plan(p, costs, planner=name, time_limit_s=600).iteration_s for p, name in (
+            (alike, "graph"), (problem, "graph-uniform"), (problem, "graph")))
         one = [_one_device_each(problem, costs, name) for name in ("sequential", "graph")]
-        assert same.best is not None
-        print(f"ablation {family}, mini-batch {batch}: sequential {chain.limit * 1e3:.1f} ms (b {b}, "
-              f"{len(chain.best.draft.stages)} stages), parallel {chain.limit / same.limit:.2f}x, "
-              f"full {chain.limit / free.limit:.2f}x (b {free.best.draft.stages[0].micro}), "
-              f"improved {chain.limit / improved.limit:.2f}x; without replicas {one[0] / one[1]:.2f}x", flush=True)
-
-
-def _graph(prices: Prices, root: Node, menu: tuple[int, ...]) -> Ranking:
-    """Our uniform plans with micro-batches of ``menu``."""
-    ours = Ranking(prices, time.perf_counter() + 600)
-    rank(ours, root, [(b,) for b in menu])
-    line_cuts(ours, spread=1 if len(menu) == 1 else 2)
-    return ours
+        print(f"ablation {family}, mini-batch {batch}: sequential {chain.iteration_s * 1e3:.1f} ms (b {b}, "
+              f"{len(chain.stages)} stages), parallel {chain.iteration_s / same:.2f}x, "
+              f"one free micro-batch {chain.iteration_s / free:.2f}x, "
+              f"each stage's own {chain.iteration_s / full:.2f}x; without replicas {one[0] / one[1]:.2f}x", flush=True)
 
 
 def _one_device_each(problem: Problem, costs: CostModel, kind: str) -> float:
@@ -128,12 +138,12 @@ def _one_device_each(problem: Problem, costs: CostModel, kind: str) -> float:
     return ranking.limit
 
 
-def branches(costs: CostModel) -> None:
+def branches(_: CostModel) -> None:
     """Bar 6: CANDLE-Uno with 4, 8, 16 branches on as many devices, over PipeDream."""
     for count in (4, 8, 16):
-        problem = paper_problem("candle-uno", count, 1024, branches=count)
-        ours = pipeline.plan(problem, costs, planner="graph").iteration_s
-        theirs = pipeline.plan(problem, costs, planner="pipedream").iteration_s
+        problem = claims.paper_problem("candle-uno", devices=count, batch=1024, branches=count)
+        costs = claims.costs_of(problem)
+        ours, theirs = (pipeline.plan(problem, costs, planner=p).iteration_s for p in ("graph", "pipedream"))
         print(f"branches {count} on {count} devices: {theirs / ours:.2f}x over pipedream", flush=True)
 
 
