@@ -5,24 +5,39 @@
 Costs come from synthetic kernels of one operation class each (``measure_costs``); they are then asked for every kernel
 of the benchmark families. A repeat calibrates and then runs every circuit once, and the ratio of predicted to measured
 is the median over repeats: a machine whose speed drifts is measured at the speed it was calibrated at. States exist
-before, so that the first touch of memory, which no kernel causes, stays out; its own time is printed apart.
+before, so that the first touch of memory, which no kernel causes, stays out; its own time is printed apart. Kernels run
+one at a time. ``--clock cpu`` takes processor time over all threads, by their number, for both: what other processes
+take of the processors stays out (what they take of caches and memory does not).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
-from executors.circuit.compiled import engine, threads_available
+from executors.circuit.compiled import Engine, engine, threads_available
 from executors.circuit.costs import measure_costs, predict, start_seconds
-from executors.circuit.local import compile_circuit, execute
-from executors.circuit.state import allocate
+from executors.circuit.local import Compilation, compile_circuit
+from executors.circuit.state import State, allocate
 from planners.circuit.generators import BENCHMARKS, generate
 from profilers.gates import mean_absolute_error
+
+
+def kernel_seconds(code: Compilation, state: State, on: Engine, clock: Callable[[], float]) -> list[float]:
+    """Seconds of every kernel of a program on a state whose contents do not matter."""
+    result = []
+    for k in range(len(code.program.kernels)):
+        one = dataclasses.replace(code.program, kernels=code.program.kernels[k : k + 1])
+        began = clock()
+        on.run(one, state, shard=0, threads=threads_available())
+        result.append(clock() - began)
+    return result
 
 
 def main() -> None:
@@ -30,11 +45,14 @@ def main() -> None:
     read.add_argument("--qubits", type=int, default=24)
     read.add_argument("--calibrate", type=int, default=22, help="size of the state that operations are measured on")
     read.add_argument("--precision", choices=("single", "double"), default="single")
+    read.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     read.add_argument("--repeats", type=int, default=5)
     read.add_argument("--families", default=",".join((*BENCHMARKS, "supremacy", "quantum_volume")))
     args = read.parse_args()
     dtype = np.float32 if args.precision == "single" else np.float64
     on, families = engine(), args.families.split(",")
+    threads = threads_available()
+    clock = time.perf_counter if args.clock == "wall" else lambda: time.process_time() / threads
     state = allocate(1 << args.qubits, np.result_type(dtype, np.complex64))
     began = time.perf_counter()
     state[:] = 0
@@ -45,15 +63,15 @@ def main() -> None:
     predicted: dict[str, list[np.ndarray]] = {f: [] for f in families}
     measured: dict[str, list[np.ndarray]] = {f: [] for f in families}
     for _ in range(args.repeats):
-        table = measure_costs(dtype=dtype, qubits=args.calibrate, repeats=3)
-        start_s = start_seconds(table, dtype=dtype)
+        table = measure_costs(dtype=dtype, qubits=args.calibrate, repeats=3, clock=clock)
+        start_s = start_seconds(table, dtype=dtype, clock=clock)
         print(f"# start of a program {1e6 * start_s:.0f} us; ps an amplitude: load {1e12 * table.load_s:.0f}, store "
               f"{1e12 * table.store_s:.0f} (beyond the cache {1e12 * table.far_load_s:.0f}, "
               f"{1e12 * table.far_store_s:.0f}), "
               + ", ".join(f"{name} {1e12 * value:.0f}" for name, value in table.class_s.items()))
         for f, code in codes.items():
-            measured[f].append(np.median([execute(code, state=state)[1] for _ in range(3)], axis=0))
-            predicted[f].append(np.array(predict(code.program, table, lanes=on.lanes(dtype), start_s=start_s)))
+            measured[f].append(np.median([kernel_seconds(code, state, on, clock) for _ in range(3)], axis=0))
+            predicted[f].append(np.array(predict(code.program, table, lanes=on.lanes(dtype))) + start_s)
     print("# circuit | kernels | predicted s, measured s, ratio | kernel ratios (medians over the repeats)")
     kernels: list[float] = []
     totals: list[float] = []
