@@ -29,8 +29,8 @@ __all__ = ["CLASSES", "Sampler", "classes_of", "kernel_table", "measure_costs", 
 CLASSES = (
     "rotate_rows1", "rotate_rows2", "rotate_rows3", "rotate_lanes1", "rotate_lanes2", "rotate_lanes4",
     "matrix_row_real", "matrix_row", "matrix_lane", "dense_rows", "dense_mixed", "dense_lanes", "dense_any3",
-    "phase_scalar", "phase_table", "phase_cross", "permute_rows", "permute1", "permute2", "permute4", "permute8",
-    "permute16",
+    "phase_scalar", "phase_table", "phase_cross1", "phase_cross", "permute_rows", "permute1", "permute2", "permute4",
+    "permute8", "permute16",
 )
 """Operation classes with a cost of their own; wider ``dense_any`` doubles with every qubit."""
 
@@ -75,7 +75,7 @@ def _phase_class(program: Program, op: np.void, bits: int, share: float) -> tupl
     plain = not table and bool(np.all(scalars[::2] == 1)) and not np.any(coordinates != -1) and count == 0
     if crossing:
         # blocks in which no crossing bit is set are left alone when nothing else applies
-        return "phase_cross", share * (1 - 0.5**crossing if plain else 1.0)
+        return "phase_cross1" if crossing == 1 else "phase_cross", share * (1 - 0.5**crossing if plain else 1.0)
     if table:
         return "phase_table", share
     moved = float(np.mean((scalars[::2] != 1) | (scalars[1::2] != 0))) if count == 0 else 1.0
@@ -94,7 +94,8 @@ def _permute_class(program: Program, op: np.void, bits: int, lanes: int) -> str:
     return "permute_rows" if straight and not crossing else "permute1"
 
 
-def start_seconds(costs: GateCosts, *, dtype: npt.DTypeLike, repeats: int = 25) -> float:
+def start_seconds(costs: GateCosts, *, dtype: npt.DTypeLike, repeats: int = 25,
+                  clock: Callable[[], float] = time.perf_counter) -> float:
     """What a program's first kernel takes beyond its work: threads start, and caches hold what came before.
 
     It is the median time of a program of one tile without operations, less the tile's load and store; a pass over a
@@ -107,7 +108,9 @@ def start_seconds(costs: GateCosts, *, dtype: npt.DTypeLike, repeats: int = 25) 
     taken = []
     for _ in range(repeats):
         on.run(between, far.state, shard=0, threads=costs.threads)
-        taken.append(float(on.run(program, one.state, shard=0, threads=costs.threads)[0]))
+        began = clock()
+        on.run(program, one.state, shard=0, threads=costs.threads)
+        taken.append(clock() - began)
     return max(0.0, statistics.median(taken) - predict(program, costs, lanes=on.lanes(dtype))[0])
 
 
@@ -198,6 +201,7 @@ class Sampler:
         phases: dict[str, dict[tuple[int, ...], float]] = {
             "phase_scalar": {(w,): 0.3 for w in high},
             "phase_table": {(w,): 0.3 for w in self.wires},
+            "phase_cross1": {**{(w,): 0.3 for w in high}, **{(w, high[len(high) // 2]): 0.2 for w in low}},
             "phase_cross": {**{(w,): 0.3 for w in self.wires}, **{(low[i % 8], w): 0.2 for i, w in enumerate(high)}},
         }
         if name in phases:
@@ -205,7 +209,9 @@ class Sampler:
             return Step("phase", (Phase(terms, tuple(self.wires)),))
         flips: dict[str, list[Primitive]] = {
             "permute_rows": [Flip(row[0], row[-1])], "permute1": [Flip(row[-1], lane[0])],
-            **{f"permute{1 << k}": [Flip(lane[i], row[-1 - i]) for i in range(k)] for k in range(1, lanes + 1)},
+            # every lane goes to a row of its own and to a shared one, as after ladders of CX: no two at one cache set
+            **{f"permute{1 << k}": [Flip(lane[i], w) for i in range(k) for w in (row[i], row[-1])]
+               for k in range(1, lanes + 1)},
         }
         return Step("flip", tuple(flips[name]))
 
