@@ -13,7 +13,7 @@
 #
 # *Korch* (arXiv 2406.09465) splits a program's operators into **primitives** and asks which groups of primitives should
 # be **kernels**, so that the measured times of the kernels add up to the least. A primitive may run in several kernels.
-# The answer is a binary program over all candidate kernels; this notebook plans one block, proves its plan, and runs it.
+# The answer is a binary program over all candidate kernels; here one block is planned, its plan proven, and run.
 
 # %%
 PAPER = False

@@ -27,7 +27,7 @@ __all__ = ["KERNEL_S", "Workshop"]
 KERNEL_S = 0.06
 _LIBRARY = ("linear", "opaque")
 _FEW_STEPS = 24
-"""Kernels with a compute-bound step and at most so many others are not compiled: what Inductor makes of them is the
+"""Kernels with one compute-bound step and at most so many in all are not compiled: what Inductor makes of them is the
 library's call and generated code beside it, which a plan gets from two kernels just as well."""
 
 
@@ -81,7 +81,7 @@ class Workshop:
             for name in self.backends:
                 if not BACKENDS[name].compiles or self.store.known(digest, name):
                     continue
-                if len(made.steps) <= _FEW_STEPS and any(step.kind in _LIBRARY for step in made.steps):
+                if len(made.steps) <= _FEW_STEPS and sum(step.kind in _LIBRARY for step in made.steps) == 1:
                     self.store.add(digest, name, None, why="its compute-bound step would be a library call of its own")
                 elif self.store.artifact(digest, name) is None:
                     jobs.append(Job(digest, name, made))

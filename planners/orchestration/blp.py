@@ -15,7 +15,8 @@ kernels only): whatever is stored so far, some kernel must take the program beyo
     sum of u_k over kernels that make something outside D and read only inside D  >= 1.
 
 One row for each prefix of an order of the tensors makes the relaxation of a program without branches integral; with
-branches more orders help (depth first, level by level, and seeded random ones).
+branches more orders help (depth first, level by level, and seeded random ones), and so do rows for one output at a
+time, added where the relaxation breaks them (``_window_rows``).
 
 Before: candidates that cannot run, that another with the same outputs, no more inputs and no more time replaces, or
 that lead to no output, are left out. Tensors that every plan stores (outputs, and dominators of outputs) cut the
@@ -34,14 +35,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planners.orchestration.masks import bits
 from workbench.errors import Infeasible
 from workbench.milp import Model, Solution, Variables, relax, require, solve
+from workbench.milp.model import RowSense
 
 __all__ = ["Option", "Search", "Selection", "choose", "in_order", "relaxed"]
 
 _RANDOM_ORDERS = 12
+_WINDOW, _WINDOW_ROUNDS, _BROKEN = 16, 6, 1e-3
+"""Tensors in the longest window, rounds of rows over windows, and by how much a relaxation must break one."""
 _WHOLE = 1e-7
 """How far from whole numbers a relaxation's values may be to count as whole."""
 
@@ -338,8 +343,6 @@ def _parts(options: Sequence[Option], among: Sequence[int], targets: int, search
 
 
 def _model(options: Sequence[Option], part: _Part, search: Search, cuts: Sequence[Cut]) -> tuple[Model, Variables]:
-    from scipy.sparse import csr_array
-
     place = {i: k for k, i in enumerate(part.options)}
     makers: dict[int, list[int]] = {}
     for i in part.options:
@@ -349,12 +352,8 @@ def _model(options: Sequence[Option], part: _Part, search: Search, cuts: Sequenc
     run = model.variables("run", len(place), upper=1, integer=True)
     model.minimise(np.array([options[i].seconds for i in part.options]) @ run)
 
-    def add(name: str, rows: Sequence[Mapping[int, float]], sense: str, right: float) -> None:
-        if rows:
-            data = [(r, c, v) for r, row in enumerate(rows) for c, v in row.items()]
-            at, columns, values = (np.array(x) for x in zip(*data, strict=True))
-            matrix = csr_array((values.astype(float), (at, columns)), shape=(len(rows), len(place)))
-            model.add(name, matrix @ run, sense, right)  # type: ignore[arg-type]
+    def add(name: str, rows: Sequence[Mapping[int, float]], sense: RowSense, right: float) -> None:
+        _add_rows(model, run, name, rows, sense, right)
 
     add("stored", [dict.fromkeys(makers[t], 1.0) for t in bits(part.forced)], ">=", 1.0)
     open_here = sum(1 << t for t in makers) & ~part.forced  # what other parts make is stored in any case
@@ -387,6 +386,56 @@ def _model(options: Sequence[Option], part: _Part, search: Search, cuts: Sequenc
         circles.append(row)
     add("no circle", circles, ">=", 0.0)
     return model, run
+
+
+def _add_rows(model: Model, run: Variables, name: str, rows: Sequence[Mapping[int, float]], sense: RowSense,
+              right: float) -> None:
+    """Add rows given as coefficients by option of the part."""
+    from scipy.sparse import csr_array
+
+    if rows:
+        data = [(r, c, v) for r, row in enumerate(rows) for c, v in row.items()]
+        at, columns, values = (np.array(x) for x in zip(*data, strict=True))
+        matrix = csr_array((values.astype(float), (at, columns)), shape=(len(rows), run.index.size))
+        model.add(name, matrix @ run, sense, right)
+
+
+def _window_rows(options: Sequence[Option], part: _Part, values: NDArray[np.float64], seed: int
+                 ) -> list[dict[int, float]]:
+    """Rows that ``values`` (of the part's options) break, over windows W of tensors just before an output q.
+
+    A kernel for q that reads something of W needs a kernel that makes something of W and reads nothing of it; at most
+    one kernel for q is of use:  sum of u over kernels for q that read of W  <=  sum of u over first kernels into W.
+    """
+    used = [(k, options[i], values[k]) for k, i in enumerate(part.options) if values[k] > _WHOLE]
+    if all(value > 1 - _WHOLE for _, _, value in used):
+        return []
+    makers: dict[int, list[int]] = {}
+    for k, i in enumerate(part.options):
+        for t in options[i].makes:
+            makers.setdefault(t, []).append(k)
+    order = next(_orders(options, part, makers, seed))
+    groups: dict[int, list[tuple[Option, float]]] = {}
+    for _, option, value in used:
+        if len(option.makes) == 1 and value < 1 - _WHOLE:
+            groups.setdefault(option.makes[0], []).append((option, value))
+    rows = []
+    for place, q in enumerate(order):
+        window = 0
+        for t in reversed(order[max(0, place - _WINDOW):place] if q in groups else []):
+            window |= 1 << t
+            wanted = sum(value for option, value in groups[q] if option.reads & window)
+            if wanted < _BROKEN:
+                continue
+            first = sum(value for _, option, value in used if option.stored & window and not option.reads & window)
+            if wanted > first + _BROKEN:
+                row = {k: 1.0 for k, i in enumerate(part.options)
+                       if options[i].stored & window and not options[i].reads & window}
+                for k in makers[q]:
+                    if options[part.options[k]].reads & window and len(options[part.options[k]].makes) == 1:
+                        row[k] = row.get(k, 0.0) - 1.0
+                rows.append(row)
+    return rows
 
 
 def _state_rows(options: Sequence[Option], part: _Part, makers: Mapping[int, list[int]], seed: int
@@ -468,7 +517,14 @@ class _Programs:
         """Model, its variables, and the solution of its relaxation."""
         if (part, cuts) not in self._made:
             model, run = _model(self.options, part, self.search, cuts)
-            self._made[part, cuts] = model, run, require(solve(relax(model), solver="highs"))
+            found = require(solve(relax(model), solver="highs"))
+            for turn in range(_WINDOW_ROUNDS):
+                rows = _window_rows(self.options, part, found["run"], self.search.seed)
+                if not rows:
+                    break
+                _add_rows(model, run, f"window {turn}", rows, ">=", 0.0)
+                found = require(solve(relax(model), solver="highs"))
+            self._made[part, cuts] = model, run, found
         return self._made[part, cuts]
 
     def floor_s(self, parts: Sequence[_Part]) -> float:
