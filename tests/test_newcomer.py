@@ -136,6 +136,8 @@ FAULTS = {
     "value out of range": Fault(typed="plan small.toml --set devices.0.available=-1", code=2,
                                 names="devices.0.available", allows="greater than or equal to 0",
                                 next="wb schema placement"),
+    "parts that cannot be together": Fault(typed="plan circuit --set machine.local_qubits=0", code=2, names="machine",
+                                           allows="at least one local qubit", next="wb schema circuit"),
     "no time to search": Fault(typed="plan small.toml --set planner.time_limit_s=0", code=2,
                                names="planner.time_limit_s", allows="greater than 0", next="wb schema placement"),
     "index too large": Fault(typed="plan small.toml --set devices.7.available=1", code=2, names="'7'",

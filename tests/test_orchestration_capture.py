@@ -236,8 +236,13 @@ def test_faults_are_told() -> None:
         capture(nn.BatchNorm1d(3), [random(2, 3)])
     with pytest.raises(SpecError, match="cannot be traced"):
         capture(lambda x: x @ x, [random(2, 3)])
-    with pytest.raises(SpecError, match="random"):
-        capture(lambda x: x + torch.rand_like(x), [random(3)])
+    for draws in (lambda x: x + torch.rand_like(x), lambda x: x + torch.randn(3),
+                  lambda x: torch.nn.functional.dropout(x, training=True)):
+        with pytest.raises(SpecError, match="draws random numbers"):
+            capture(draws, [random(3)])
+    outside = torch.zeros(3)
+    with pytest.raises(SpecError, match="closes over"):
+        capture(lambda x: x + outside.add_(1), [random(3)])
 
 
 def test_evaluation_tells_what_is_missing_and_circles() -> None:

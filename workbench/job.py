@@ -151,7 +151,7 @@ def resolve(data: Mapping[str, Any], source: str) -> Job:
         except SpecError as error:
             for fault in error.faults:
                 fault.where = f"{prefix}{fault.where}"
-            faults.extend(error.faults)
+            faults.extend(error.faults or [error])
 
     problem = gather(found.planner.Problem, body, "")
     planner = gather(PlannerChoice, data.get("planner", {}), "planner.")

@@ -173,11 +173,12 @@ _BYTES: tuple[dict[str, str | int], ...] = ({"amplitude_bytes": 8}, {"amplitude_
 _STATES = GridAxis("amplitudes", (1 << 14, 1 << 18, 1 << 22), step=1 << 62)
 _FEW_STATES = GridAxis("amplitudes", (1 << 14, 1 << 22), step=1 << 62)
 _GPU_STATES = GridAxis("amplitudes", (1 << 20, 1 << 24, 1 << 28), step=1 << 62)
-_WIDTHS = GridAxis("qubits", (1, 2, 3, 4, 5, 6, 7), "linear")
+_WIDTHS = GridAxis("qubits", (1, 2, 3, 4, 5, 6), "linear")  # an operation of the compiled engine holds six address bits
+_GPU_WIDTHS = GridAxis("qubits", (1, 2, 3, 4, 5, 6, 7), "linear")
 _ACTIVE = GridAxis("qubits", (0, 8), "linear")
 OPS = (
     Op(name="fusion_kernel", about="one dense matrix over a state", variants=_BYTES, prepare=_prepare_fusion,
-       work=_fusion_work, axes=(_WIDTHS, _STATES), on_cuda={"axes": (_WIDTHS, _GPU_STATES)}, threads=0,
+       work=_fusion_work, axes=(_WIDTHS, _STATES), on_cuda={"axes": (_GPU_WIDTHS, _GPU_STATES)}, threads=0,
        lacking=_no_cupy),
     Op(name="tile_kernel", about="one pass through tiles that runs nothing", variants=_BYTES, prepare=_prepare_tile,
        work=lambda p: Work(0.0, _moved(p)), axes=(_ACTIVE, _STATES), on_cuda={"axes": (_ACTIVE, _GPU_STATES)},

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -116,6 +117,8 @@ def _traced(program: Callable[..., Any], inputs: Sequence[torch.Tensor], name: s
                             allowed=["a tensor", "a list or tuple of tensors"])
         return found
 
+    held_outside = _closed_over(program)
+    versions = [t._version for t in held_outside]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -135,9 +138,25 @@ def _traced(program: Callable[..., Any], inputs: Sequence[torch.Tensor], name: s
                         where=name) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+    if [t._version for t in held_outside] != versions:
+        raise SpecError("the function writes to a tensor that it closes over", where=name,
+                        hint="pass it in and return what is new; this trace has already written to it")
     assert isinstance(traced, GraphModule)
     traced.graph.eliminate_dead_code()
+    drawn = next((n for n in traced.graph.nodes if isinstance(n.target, torch._ops.OpOverload)
+                  and torch.Tag.nondeterministic_seeded in n.target.tags), None)
+    if drawn is not None:
+        raise SpecError(f"the program draws random numbers ({drawn.target})", where=name,
+                        hint="draw them outside and pass them in; dropout is for training")
     return traced, weights
+
+
+def _closed_over(program: Callable[..., Any]) -> list[torch.Tensor]:
+    """Tensors that a function reads from outside by name; a module's own are its weights."""
+    if not inspect.isfunction(program):
+        return []
+    found = inspect.getclosurevars(program)
+    return [v for v in (*found.nonlocals.values(), *found.globals.values()) if isinstance(v, torch.Tensor)]
 
 
 def _depends_on_data(error: BaseException) -> bool:
