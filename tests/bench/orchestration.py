@@ -3,6 +3,7 @@
     python -m tests.bench.orchestration tune  [NAME …] [--store FOLDER] [--backends a,b] [--gap 0.02] [--resolution N]
     python -m tests.bench.orchestration speed [NAME …] [--processes 5] [--rounds 20] [--resolution N]
     python -m tests.bench.orchestration show
+    python -m tests.bench.orchestration        tune and speed, on the blocks
 
 ``tune`` measures what the plan of each program needs, in both layouts of its images, and keeps the better plan beside
 the store (cold the first time, warm afterwards; compilations are counted). ``speed`` runs every contender in turn in
@@ -161,6 +162,8 @@ def geomean(values: list[float]) -> float:
 
 def show(results: Path) -> None:
     """The tables of the latest tunings and of all speed runs since the latest tuning of each program."""
+    if not results.exists():
+        sys.exit(f"no results in {results}; next: python -m tests.bench.orchestration tune")
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     tunings: dict[str, list[dict[str, Any]]] = {}
     speeds: dict[str, list[dict[str, Any]]] = {}
@@ -201,7 +204,8 @@ def show(results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", nargs="?", default="show", choices=("tune", "speed", "show", "tune-one", "once"))
+    parser.add_argument("verb", nargs="?", default="all",
+                        choices=("all", "tune", "speed", "show", "tune-one", "once"))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--store", default="profiles/orchestration")
     parser.add_argument("--results", default="profiles/orchestration/bench.jsonl")
@@ -224,11 +228,12 @@ def main() -> None:
         words = ["--store", args.store, "--batch", str(args.batch), "--backends", args.backends, "--gap", str(args.gap),
                  "--limit-s", str(args.limit_s), "--contenders", args.contenders, "--rounds", str(args.rounds),
                  *(["--resolution", str(args.resolution)] if args.resolution else [])]
-        for name in names:
-            for _ in range(1 if args.verb == "tune" else args.processes):
-                row = in_child(["tune-one" if args.verb == "tune" else "once", name, *words])
-                append(Path(args.results), {"name": name, **row})
-                print(name, json.dumps(row)[:300], file=sys.stderr, flush=True)
+        one = [("tune-one", 1)] if args.verb != "speed" else []
+        several = [("once", args.processes)] if args.verb != "tune" else []
+        for verb, name, _ in [(v, n, k) for v, times in one + several for n in names for k in range(times)]:
+            row = in_child([verb, name, *words])
+            append(Path(args.results), {"name": name, **row})
+            print(name, json.dumps(row)[:300], file=sys.stderr, flush=True)
         show(Path(args.results))
 
 
