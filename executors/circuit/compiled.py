@@ -1,6 +1,5 @@
 """The compiled tile executor: built once for this processor with the system's C compiler, cached, called by ctypes.
 
-The library's name in the cache is the hash of its sources, flags and compiler, so processes and versions never mix.
 Without a compiler ``engine`` gives the numpy interpreter, whose ``name`` says so.
 """
 
@@ -8,14 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +18,12 @@ import numpy.typing as npt
 from executors.circuit.emit import Program
 from executors.circuit.interpreted import Interpreter
 from workbench.errors import NotBuilt
+from workbench.native import built
 
 __all__ = ["CACHED_BYTES", "Compiled", "Engine", "build", "engine", "native_engine", "threads_available"]
 
 SOURCES = Path(__file__).with_name("native")
-COMMON = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math",
-          "-ffp-contract=fast")
+COMMON = ("-pthread", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 CACHED_BYTES = 1 << 26
 """A state up to this size may lie in a last-level cache; what a pass writes of a larger one goes around it."""
 VECTOR_FLAGS: dict[int, tuple[str, ...]] = {
@@ -117,7 +110,7 @@ def native_engine() -> Compiled:
     Raises:
         NotBuilt: no C compiler, or it fails on the sources.
     """
-    probe: Any = ctypes.CDLL(str(_compile("cpu.c", ())))
+    probe: Any = ctypes.CDLL(str(built(SOURCES / "cpu.c", COMMON)))
     return Compiled(int(probe.vector_bytes()))
 
 
@@ -127,33 +120,6 @@ def build(vector_bytes: int) -> Path:
     Raises:
         NotBuilt: no C compiler, or it fails on the sources.
     """
-    return _compile("tiles.c", (f"-DVECTOR_BYTES={vector_bytes}", f"-DCACHED_BYTES={CACHED_BYTES}L",
-                                "-DENTRY=run_program", *VECTOR_FLAGS[vector_bytes]))
-
-
-def cache_folder() -> Path:
-    """Where compiled libraries are kept."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "planner-workbench" / "native"
-
-
-def _compile(source: str, flags: Sequence[str]) -> Path:
-    text = b"".join((SOURCES / name).read_bytes() for name in (source, "tile_ops.h"))
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    options = (*COMMON, *flags)
-    key = hashlib.sha256(text + repr((options, compiler, sys.platform, os.uname().machine)).encode()).hexdigest()[:16]
-    folder = cache_folder()
-    target = folder / f"{Path(source).stem}-{key}.so"
-    if target.exists():
-        return target
-    if compiler is None:
-        raise NotBuilt("no C compiler found for the tile executor", hint="install gcc or clang, or set CC")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        made = Path(work) / target.name
-        done = subprocess.run([compiler, *options, str(SOURCES / source), "-o", str(made)], capture_output=True,
-                              text=True, check=False)
-        if done.returncode:
-            raise NotBuilt(f"the C compiler failed on {source}: {done.stderr.strip()[-400:]}", where=compiler)
-        made.replace(target)
-    return target
+    options = (*COMMON, f"-DVECTOR_BYTES={vector_bytes}", f"-DCACHED_BYTES={CACHED_BYTES}L", "-DENTRY=run_program",
+               *VECTOR_FLAGS[vector_bytes])
+    return built(SOURCES / "tiles.c", options, headers=[SOURCES / "tile_ops.h"])
