@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,3 +84,14 @@ def wb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         return code, shown.out, shown.err
 
     return call
+
+
+@pytest.fixture
+def inference_on_one_thread() -> Iterator[None]:
+    """torch on one thread and without gradients."""
+    torch = pytest.importorskip("torch", reason="tensor programs need the extra 'run'")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,10 @@ from planners.orchestration.load import graph_name, shipped  # noqa: E402
 from planners.orchestration.views import Layout, View, contiguous_strides, viewed  # noqa: E402
 from workbench.errors import SpecError  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("inference_on_one_thread")
+
 BLOCKS = [name for name, spec in MODELS.items() if spec.block_of]
 LARGE = ("gpt2", "yolov4")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(before)
 
 
 def listed(made: Any) -> list[torch.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,6 +17,8 @@ from executors.orchestration.models.layers import initialise, softmax_attention 
 from executors.orchestration.models.segformer import DecodeConcat  # noqa: E402
 from executors.orchestration.models.yolox import _Focus  # noqa: E402
 from workbench.errors import SpecError  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("inference_on_one_thread")
 
 NAMES = list(MODELS)
 WHOLE = [name for name, spec in MODELS.items() if spec.block_of is None]
@@ -50,15 +51,6 @@ OUTPUTS = {
     "yolov4-csp": [(128, 16, 16)],
     "yolox-csp": [(64, 16, 16)],
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(before)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from executors.pipeline.modules import StageModule, sliced, target_of
-from executors.pipeline.training import loss_of, optimizer_of
+from executors.pipeline.training import loss_of, one_thread, optimizer_of
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.problem import Plan, Problem
 
@@ -44,12 +44,8 @@ def adds_alike(problem: Problem, plan: Plan) -> bool:
 
 def train(problem: Problem, plan: Plan, *, device: str = "cpu") -> Reference:
     """All steps of the run in this process, on one device."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return _train(problem, plan, device)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _train(problem: Problem, plan: Plan, device: str) -> Reference:

@@ -15,7 +15,7 @@ import torch
 from executors.pipeline.channels import clock_of
 from executors.pipeline.messages import Message, RankTable, ranks, table
 from executors.pipeline.rank import Done, note, weights_of
-from executors.pipeline.training import Replica
+from executors.pipeline.training import Replica, one_thread
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.problem import Plan, Problem
 from planners.pipeline.replay import ScheduledTask, schedule
@@ -58,12 +58,8 @@ def execute_together(problem: Problem, plan: Plan, device: str) -> list[Done]:
     Raises:
         WorkbenchError: the stages' orders wait on each other.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return _execute(problem, plan, device)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _execute(problem: Problem, plan: Plan, device: str) -> list[Done]:

@@ -7,7 +7,8 @@ which autograd of the whole model adds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,18 @@ from executors.pipeline.modules import Data, StageModule, sample_shape, sliced, 
 from planners.pipeline.graph import OperatorGraph
 from planners.pipeline.problem import Plan, Problem
 
-__all__ = ["Replica", "loss_of", "optimizer_for", "optimizer_of"]
+__all__ = ["Replica", "loss_of", "one_thread", "optimizer_for", "optimizer_of"]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread meanwhile, so that sums are added in the order in which a rank adds them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def loss_of(output: torch.Tensor, target: torch.Tensor, batch: int) -> torch.Tensor:

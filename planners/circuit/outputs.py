@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,11 +30,9 @@ def parse_pauli(text: str, *, coefficient: float = 1.0) -> PauliTerm:
         SpecError: a factor is not a letter X, Y, Z followed by a qubit, or a qubit comes twice.
     """
     factors = text.split()
-    try:
+    with contextlib.suppress(ValueError, IndexError):  # the number in front may be left out
         coefficient *= float(factors[0])
         factors = factors[1:]
-    except (ValueError, IndexError):
-        pass  # no number in front
     paulis: dict[int, str] = {}
     for factor in factors:
         letter, number = factor[:1].upper(), factor[1:]
