@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from profilers.roofpage import best_rate
-from workbench.costs import Floats, ProfileTable
+from workbench.costs import ProfileTable
+from workbench.costtables import Floats
 from workbench.files import write_atomic
 
 __all__ = ["alpha_beta", "write_device"]

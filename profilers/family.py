@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from profilers.harness import GRAPH_CALLS, Timer
-from workbench.costs import Axis, Scale
+from workbench.costtables import Axis, Scale
 from workbench.errors import SpecError, nearest
 from workbench.study import profiled
 

@@ -18,7 +18,8 @@ import numpy as np
 from profilers.family import GridAxis, Op
 from profilers.harness import CROWDED, Measurement
 from profilers.journal import Journal
-from workbench.costs import Floats, Key, Prior, ProfileTable, Provenance, held_out_errors
+from workbench.costs import Prior, ProfileTable, Provenance, held_out_errors
+from workbench.costtables import Floats, Key
 
 __all__ = ["At", "Series", "agreed"]
 

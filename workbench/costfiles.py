@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.costs import Axis, Prior, ProfileTable, Provenance, Scale
+from workbench.costtables import Axis, Prior, ProfileTable, Provenance, Scale
 from workbench.errors import TraceError
 from workbench.files import atomic_path, write_atomic
 from workbench.spec import about, content_id, dump, parse, read_toml, spec

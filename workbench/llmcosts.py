@@ -22,7 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from workbench.costs import SOURCES, CostModel, Floats, Source, sweep
+from workbench.costs import SOURCES, CostModel, Source, sweep
+from workbench.costtables import Floats
 from workbench.errors import MissingProfile, SpecError
 from workbench.hardware import Catalogue
 from workbench.models import Gemm, LlmShape

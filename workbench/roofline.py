@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.costs import SOURCES, Cost, Floats, Provenance, Ranks
+from workbench.costs import SOURCES, Cost, Provenance
+from workbench.costtables import Floats, Ranks
 from workbench.errors import MissingProfile, SpecError, nearest
 from workbench.hardware import Catalogue, Device
 from workbench.models import format_bytes

@@ -19,7 +19,8 @@ import numpy as np
 from planners.pipeline import layers
 from planners.pipeline.graph import OperatorGraph, bits
 from planners.pipeline.problem import Cluster, Kernel, LinkRate, Operator, Problem
-from workbench.costs import SOURCES, CostModel, CountedCosts, Floats, Source
+from workbench.costs import SOURCES, CostModel, CountedCosts, Source
+from workbench.costtables import Floats
 from workbench.errors import MissingProfile
 
 __all__ = ["Option", "Prices", "ring_s", "transfer_s"]

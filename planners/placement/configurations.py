@@ -32,7 +32,8 @@ from planners.placement.layouts import (
 )
 from planners.placement.problem import Problem, Rate, SearchSpace, StageLayout, Workload
 from workbench.costs import Cost as KernelCost
-from workbench.costs import CostModel, Floats, Provenance, Ranks, sweep
+from workbench.costs import CostModel, Provenance, sweep
+from workbench.costtables import Floats, Ranks
 from workbench.errors import MissingProfile
 from workbench.hardware import Catalogue, load_catalogue
 from workbench.llmcosts import Formats, KernelSteps, Stage

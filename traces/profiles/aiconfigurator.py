@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from traces.registry import cache_folder
-from workbench.costs import Axis, Cost, Floats, ProfileTable, Provenance, Ranks, TableCosts, asked_point
+from workbench.costs import Axis, Cost, ProfileTable, Provenance, TableCosts, asked_point
+from workbench.costtables import Floats, Ranks
 from workbench.errors import MissingProfile, SpecError, WorkbenchError, nearest
 from workbench.files import atomic_path
 from workbench.hardware import Catalogue, load_catalogue

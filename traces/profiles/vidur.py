@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from traces import registry
-from workbench.costs import Axis, Floats, ProfileTable, Provenance, TableCosts
+from workbench.costs import Axis, ProfileTable, Provenance, TableCosts
+from workbench.costtables import Floats
 from workbench.errors import MissingProfile, SpecError, TraceError, nearest
 from workbench.hardware import Catalogue, load_catalogue
 from workbench.spec import about, spec
