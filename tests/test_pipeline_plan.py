@@ -23,8 +23,9 @@ from planners.pipeline.inflight import held_by_all, order
 from planners.pipeline.loaders import graph_of, load
 from planners.pipeline.models import generate
 from planners.pipeline.planning import priced
+from planners.pipeline.probe import Chosen
 from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
-from planners.pipeline.search import Chosen, Line, Tree, smallest_bottleneck
+from planners.pipeline.search import Line, Tree, smallest_bottleneck
 from tests import oracles_pipeline as oracles
 from workbench.costs import Axis, ProfileTable, Provenance, TableCosts, open_costs
 from workbench.errors import Infeasible, MissingProfile, SolverError, SpecError

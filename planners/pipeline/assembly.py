@@ -11,8 +11,8 @@ from planners.pipeline.clock import Link, StageGraph, iteration_s, least_s
 from planners.pipeline.graph import bits
 from planners.pipeline.placing import place, together
 from planners.pipeline.pricing import Prices, ring_s, transfer_s
+from planners.pipeline.probe import Chosen
 from planners.pipeline.problem import Flow, Plan, Problem, Stage
-from planners.pipeline.search import Chosen
 from workbench.outcome import Metric
 from workbench.plan import Certificate, Status
 

@@ -19,8 +19,8 @@ from planners.pipeline.assembly import Draft, draft
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import OperatorGraph, bits
 from planners.pipeline.pricing import Prices
+from planners.pipeline.probe import Chosen, Work
 from planners.pipeline.ranking import Ranking, rank, spread
-from planners.pipeline.search import Chosen, Work
 from workbench.errors import SolverError
 
 __all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "line_cuts", "pipedream",

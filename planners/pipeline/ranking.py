@@ -18,7 +18,8 @@ from planners.pipeline.assembly import Candidate, Draft, candidate, draft, with_
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.search import Chosen, Work, least_of, searcher
+from planners.pipeline.probe import Chosen, Work
+from planners.pipeline.search import least_of, searcher
 
 __all__ = ["Ranking", "improve", "rank", "spread"]
 

@@ -128,7 +128,7 @@ def ablation(_: CostModel) -> None:
 
 def _one_device_each(problem: Problem, costs: CostModel, kind: str) -> float:
     """Iteration of one operator a stage, one device each, at the best micro-batch: chained or as a graph."""
-    from planners.pipeline.search import Chosen
+    from planners.pipeline.probe import Chosen
 
     prices, _ = priced(dataclasses.replace(problem, cluster=dataclasses.replace(problem.cluster, devices=64)), costs)
     ranking = Ranking(prices, time.perf_counter() + 600)

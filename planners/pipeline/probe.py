@@ -1,0 +1,478 @@
+"""The dynamic program over series-parallel sub-graphs (algorithms 1 and 2 of the paper, stated for fewest devices).
+
+For a bottleneck T the value of (sub-graph, what follows it) is the Pareto front of (in-flight interface of its first
+stages, devices used); a sub-graph's stages fit the cluster iff the root has an entry with at most |V_D| devices.
+Fewest devices instead of a device count in the state is exact because devices may stay idle, and it is what makes the
+search fast. An interface (i, b) is what the stages before it see of the stages after them (``inflight.need``).
+Stages explored: a run of items of a series; groups of whole branches; such a run together with the tail of a branch or
+with whole branches that it joins, and with the head of a branch that it forks. k is 1: a larger k only raises i.
+Branches of different b at one fork are merged into the smallest single interface that asks no less of any predecessor.
+Sub-graphs whose operators cannot fit the devices the rest leaves them (work / T) are cut off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from planners.pipeline.decomposition import Node
+from planners.pipeline.graph import bits
+from planners.pipeline.inflight import need, rounded
+from planners.pipeline.pricing import Prices
+
+__all__ = ["Chosen", "Probe", "Work"]
+
+# (in-flight samples, micro-batch) of the first stages; None: nothing follows.
+Interface = tuple[int, int] | None
+# Fewest devices and how they are used, by interface.
+Front = dict[Interface, tuple[int, Any]]
+Counts = tuple[int, ...]
+
+_MANY_GROUPS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """One stage of a found stage graph."""
+
+    mask: int
+    micro: int
+    replicas: int
+
+
+class Work:
+    """Least device-seconds a sample of sets of operators, for lower bounds on devices."""
+
+    def __init__(self, prices: Prices, menu: tuple[int, ...]) -> None:
+        local = sorted({b // d for b in menu for d in prices.replica_counts(b)})
+        each = [prices.column[n] for n in local]
+        per_sample = (prices.forward[:, each] + prices.backward[:, each]) / [float(n) for n in local]
+        self.least = [float(x) for x in per_sample.min(axis=1)]
+        self.largest_op = max(
+            min(float(prices.forward[v, prices.column[b // d]] + prices.backward[v, prices.column[b // d]]) / b
+                for b in menu for d in prices.replica_counts(b)) for v in range(len(self.least)))
+        self._of: dict[int, float] = {}
+
+    def of(self, mask: int) -> float:
+        """Device-seconds a sample of all operators in ``mask``."""
+        found = self._of.get(mask)
+        if found is None:
+            found = self._of[mask] = math.fsum(self.least[v] for v in bits(mask))
+        return found
+
+
+class Probe:
+    """One bottleneck T: does a stage graph exist whose every stage takes at most T a sample?
+
+    ``relaxed`` lets every stage hold one micro-batch only, whatever follows it: far fewer states, never fewer answers.
+    """
+
+    def __init__(self, prices: Prices, root: Node, work: Work, menu: tuple[int, ...], limit: float, *,
+                 relaxed: bool = False) -> None:
+        self.prices, self.root, self.work, self.menu, self.limit = prices, root, work, menu, limit
+        self.relaxed = relaxed
+        self.batch = prices.problem.batch_samples
+        self.devices = prices.cluster.devices
+        self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
+        self.total = work.of(root.mask)
+        self.of_kind: dict[int, Node] = {}
+        self._register(root)
+        self.memo: dict[Any, Front] = {}
+        self.fitting: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self.places: dict[tuple[int, Interface], list[tuple[int, int, int]]] = {}
+        self.spans: dict[tuple[int, int, int], int] = {}
+        self.groups: dict[Any, list[tuple[Counts, int, int, int]]] = {}
+        self.vectors: dict[tuple[Counts, int], list[Counts]] = {}
+        self.per_stage = max(menu) * (1 if len(menu) == 1 else 3)
+        # asks[b][c]: how much more an interface of micro-batch b can ask of a predecessor than one of c.
+        self.asks = {b: {c: max(need(x, 1, 0, b) - need(x, 1, 0, c) for x in menu) for c in menu} for b in menu}
+
+    def front(self) -> Front:
+        """Fewest devices by interface of the model's first stages."""
+        return self._chain(self.root, 0, len(self.root.parts), None)
+
+    def stages(self, choice: Any) -> list[Chosen]:
+        """The stages of an entry of ``front``."""
+        out: list[Chosen] = []
+        _Reading(out).chain(choice, self.root, len(self.root.parts))
+        return out
+
+    def _register(self, node: Node) -> None:
+        self.of_kind.setdefault(node.kind, node)
+        for item in node.items:
+            self._register(item)
+
+    def _span(self, node: Node, lo: int, hi: int) -> int:
+        """Mask of items lo … hi - 1."""
+        key = (node.mask, lo, hi)
+        found = self.spans.get(key)
+        if found is None:
+            found = self.spans[key] = _joined(node, lo, hi)
+        return found
+
+    def _fits(self, mask: int, micro: int, held: int) -> int | None:
+        """Fewest replicas of a stage within T and memory."""
+        key = (mask, micro)
+        found = self.fitting.get(key)
+        if found is None:
+            found = self.fitting[key] = [(o.replicas, o.most_held) for o in self.prices.options(mask, micro)
+                                         if o.seconds_per_sample <= self.limit]
+        return next((d for d, most in found if most >= held), None)
+
+    def _placed(self, mask: int, following: Interface) -> list[tuple[int, int, int]]:
+        """(in-flight, micro-batch, replicas) of a stage before ``following``."""
+        key = (mask, following)
+        found = self.places.get(key)
+        if found is None:
+            found = self.places[key] = []
+            for b in self.menu:
+                held = b if following is None or self.relaxed else rounded(need(b, 1, *following), b, self.batch)
+                replicas = self._fits(mask, b, held)
+                if replicas is not None:
+                    found.append((held, b, replicas))
+        return found
+
+    def _allowed(self, mask: int, following: Interface) -> float:
+        """Devices a sub-graph may take, given the least that everything else needs: its work, and a device for each
+        stage on the path that ``following`` begins (one stage raises i by at most ``per_stage`` samples)."""
+        outside = math.ceil((self.total - self.work.of(mask)) / self.limit - 1e-9)
+        return self.devices - max(outside, 0 if following is None else -(-following[0] // self.per_stage))
+
+    def _merge(self, a: Interface, b: Interface) -> Interface:
+        if a is None or a == b:
+            return b
+        if b is None:
+            return a
+        one = (max(a[0], b[0] + self.asks[b[1]][a[1]]), a[1])
+        two = (max(b[0], a[0] + self.asks[a[1]][b[1]]), b[1])
+        return min(one, two)
+
+    def _enter(self, front: Front, key: Interface, devices: int, choice: Any) -> None:
+        known = front.get(key)
+        if known is None or devices < known[0]:
+            front[key] = (devices, choice)
+
+    def _pruned(self, front: Front, most: float) -> Front:
+        """Without entries that another one beats in devices and in what it asks of every predecessor."""
+        if len(front) < 2:
+            return {k: e for k, e in front.items() if e[0] <= most}
+        kept: Front = {}
+        for key, entry in sorted(front.items(), key=lambda e: (e[1][0], e[0] or (0, 0))):
+            if entry[0] > most:
+                break
+            if key is None or not any(k is None or k[0] + self.asks[k[1]][key[1]] <= key[0] for k in kept):
+                kept[key] = entry
+        return kept
+
+    def _both(self, first: Front, second: Front, most: float) -> Front:
+        """Fronts of two sets of branches side by side."""
+        out: Front = {}
+        for a, (d, choice) in first.items():
+            for b, (e, other) in second.items():
+                if d + e <= most:
+                    self._enter(out, self._merge(a, b), d + e, (choice, other))
+        return self._pruned(out, most)
+
+    def _chain(self, node: Node, lo: int, hi: int, following: Interface) -> Front:
+        """Items lo … hi - 1 of a series, closed at both ends."""
+        if lo == hi:
+            return {following: (0, None)}
+        node = self.of_kind[node.kind]
+        key = (node.kind, lo, hi, following)
+        if key in self.memo:
+            return self.memo[key]
+        span = self._span(node, lo, hi)
+        most = self._allowed(span, following)
+        out: Front = {}
+        if most >= 1:
+            self._extend(out, node, lo, hi, 0, following, following, None, most)
+            if node.parts[hi - 1].shape == "parallel":
+                counts = tuple(map(len, node.parts[hi - 1].groups))
+                for k, (devices, choice) in self._before(node, lo, hi - 1, counts, None, following, False).items():
+                    self._enter(out, k, devices, ("open", choice))
+        self.memo[key] = out = self._pruned(out, most)
+        return out
+
+    def _extend(self, out: Front, node: Node, lo: int, hi: int, head: int, following: Interface, _after: Interface,
+                right: Any, most: float) -> None:
+        """All stages that end with items … hi - 1 and the branch head ``head``; then what stands before them."""
+        base = 0 if right is None else right[-1]
+        mask = head
+        for j in range(hi - 1, lo - 1, -1):
+            mask |= node.parts[j].mask
+            if self._hopeless(mask):
+                return
+            least = base + math.ceil(self.work.of(self._span(node, lo, j)) / self.limit - 1e-9)
+            fits = self.work.of(mask) / self.limit - 1e-9 <= most - least
+            for held, b, d in self._placed(mask, following) if fits else ():
+                if d + least > most:
+                    continue
+                for k, (devices, choice) in self._chain(node, lo, j, (held, b)).items():
+                    if devices + d + base <= most:
+                        self._enter(out, k, devices + d + base, ("run", j, b, d, right, choice))
+            if j > lo and node.parts[j - 1].shape == "parallel":
+                self._join(out, node, lo, j, mask, following, right, most)
+
+    def _hopeless(self, mask: int) -> bool:
+        """Whether no number of replicas (at most one a sample of a micro-batch) brings a set's compute under T."""
+        return self.work.of(mask) / self.widest > self.limit
+
+    def _join(self, out: Front, node: Node, lo: int, j: int, mask: int, following: Interface, right: Any,
+              most: float) -> None:
+        """Stages that take, besides ``mask``, whole branches or the tail of one branch of the fork before item j."""
+        fork = node.parts[j - 1]
+        counts = tuple(map(len, fork.groups))
+        base = 0 if right is None else right[-1]
+        # Everything from item lo on that this stage or the ones before it still have to take.
+        whole_work = self.work.of(self._span(node, lo, j) | mask)
+        none = (0,) * len(counts)
+        for whole, held, b, d in self._largest(fork, counts, 0, mask, following):
+            left = tuple(c - n for c, n in zip(counts, whole, strict=True))
+            if any(left):
+                self._joined_stage(out, node, lo, j, (held, b), d, base, left, whole, None, right, most)
+        for g in range(len(counts)):
+            child = self._branch(fork, g)
+            for q in range(1, len(child.parts)):
+                full = mask | self._span(child, q, len(child.parts))
+                if not counts[g] or self._hopeless(full):
+                    continue
+                least = base + math.ceil((whole_work - self.work.of(full)) / self.limit - 1e-9)
+                for held, b, d in self._placed(full, following):
+                    if d + least <= most:
+                        self._joined_stage(out, node, lo, j, (held, b), d, base, _less(counts, g), none, (g, q), right,
+                                           most)
+
+    def _joined_stage(self, out: Front, node: Node, lo: int, j: int, stage: tuple[int, int], d: int, base: int,
+                      left: Counts, whole: Counts, tail: tuple[int, int] | None, right: Any, most: float) -> None:
+        """Enter a joining stage with what stands before it."""
+        before = self._before(node, lo, j - 1, left, tail, stage, any(whole))
+        for k, (devices, choice) in before.items():
+            if devices + d + base <= most:
+                self._enter(out, k, devices + d + base, ("join", j, stage[1], d, right, whole, tail, choice))
+
+    def _before(self, node: Node, lo: int, p: int, counts: Counts, tail: tuple[int, int] | None,
+                following: Interface, seen: bool) -> Front:
+        """Items lo … p, of the fork p only branches ``counts`` and the part before ``tail``; all are followed by
+        ``following``, which with ``seen`` itself holds a whole branch and so is a successor of what stands before."""
+        key = (node.kind, lo, p, counts, tail, following, seen)
+        if key in self.memo:
+            return self.memo[key]
+        fork = node.parts[p]
+        most = self.devices
+        start: Front = {following if seen else None: (0, None)}
+        stub: Front = {None: (0, None)}
+        if tail is not None:
+            child = self._branch(fork, tail[0])
+            stub = self._chain(child, 0, tail[1], following)
+        closed = self._both(self._both(self._fork(fork, counts, following), stub, most), start, most)
+        out: Front = {}
+        for interface, (devices, choice) in closed.items():
+            for k, (more, rest) in self._chain(node, lo, p, interface).items():
+                if devices + more <= most:
+                    self._enter(out, k, devices + more, ("closed", choice[0], rest))
+        if p > lo:
+            self._fork_heads(out, node, lo, p, counts, tail, following, start, stub)
+        self.memo[key] = out = self._pruned(out, most)
+        return out
+
+    def _fork_heads(self, out: Front, node: Node, lo: int, p: int, counts: Counts, tail: tuple[int, int] | None,
+                    following: Interface, start: Front, stub: Front) -> None:
+        """The stage before fork p also takes the head of one of its branches."""
+        fork, most = node.parts[p], self.devices
+        cases: list[tuple[int, int, bool]] = [(g, len(self._branch(fork, g).parts), False)
+                                              for g, c in enumerate(counts) if c]
+        if tail is not None:
+            cases.append((tail[0], tail[1], True))
+        for g, length, is_tail in cases:
+            child = self._branch(fork, g)
+            others = self._fork(fork, counts if is_tail else _less(counts, g), following)
+            aside = self._both(others, {None: (0, None)} if is_tail else stub, most)
+            aside = self._both(aside, start, most)
+            for q in range(1, length + 1):
+                head = self._span(child, 0, q)
+                if self._hopeless(head):
+                    break
+                remainder = self._chain(child, q, length, following)
+                for interface, (devices, choice) in self._both(remainder, aside, most).items():
+                    right = (g, q, is_tail, choice, devices)
+                    self._extend(out, node, lo, p, head, interface, following, right, most)
+
+    def _fork(self, fork: Node, counts: Counts, following: Interface) -> Front:
+        """Branches ``counts`` of a fork: each closed by itself, or whole branches grouped in one stage."""
+        if not any(counts):
+            return {None: (0, None)}
+        key = ("fork", fork.kind, counts, following)
+        if key in self.memo:
+            return self.memo[key]
+        g = next(i for i, c in enumerate(counts) if c)
+        child = self._branch(fork, g)
+        most = self.devices
+        out: Front = {}
+        alone = self._chain(child, 0, len(child.parts), following)
+        if alone:
+            for k, (devices, (first, rest)) in self._both(
+                    alone, self._fork(fork, _less(counts, g), following), most).items():
+                self._enter(out, k, devices, ("alone", g, first, rest))
+        for vector, held, b, d in self._largest(fork, counts, g, 0, following):
+            left = tuple(c - n for c, n in zip(counts, vector, strict=True))
+            for k, (devices, rest) in self._fork(fork, left, following).items():
+                if devices + d <= most:
+                    self._enter(out, self._merge(k, (held, b)), devices + d, ("group", vector, b, d, rest))
+        self.memo[key] = out = self._pruned(out, most)
+        return out
+
+    def _largest(self, fork: Node, counts: Counts, first: int, mask: int,
+                 following: Interface) -> list[tuple[Counts, int, int, int]]:
+        """Stages of ``mask`` and whole branches (number by kind, in-flight, b, replicas); of those alike but for their
+        branches only the largest, since what a stage takes at no cost the others need not hold."""
+        key = ("largest", fork.kind, counts, first, mask, following)
+        if key in self.groups:
+            return self.groups[key]
+        kept: dict[tuple[int, int, int], list[Counts]] = {}
+        for vector in reversed(self._vectors(counts, first)):
+            if (vector[first] == 0 and not mask) or sum(vector) < (1 if mask else 2):
+                continue
+            taken = mask
+            for group, n in zip(fork.groups, vector, strict=True):
+                for position in group[:n]:
+                    taken |= fork.items[position].mask
+            if self._hopeless(taken):
+                continue
+            for place in self._placed(taken, following):
+                known = kept.setdefault(place, [])
+                if not any(all(n <= m for n, m in zip(vector, other, strict=True)) for other in known):
+                    known.append(vector)
+        self.groups[key] = found = [(v, *place) for place, vectors in kept.items() for v in vectors]
+        return found
+
+    def _branch(self, fork: Node, group: int) -> Node:
+        return fork.items[fork.groups[group][0]]
+
+    def _vectors(self, counts: Counts, first: int) -> list[Counts]:
+        """Numbers of whole branches by kind; of very many kinds only intervals in the order of the kinds."""
+        key = (counts, first)
+        if key not in self.vectors:
+            self.vectors[key] = list(self._list_vectors(counts, first))
+        return self.vectors[key]
+
+    def _list_vectors(self, counts: Counts, first: int) -> Iterator[Counts]:
+        if math.prod(c + 1 for c in counts) <= _MANY_GROUPS // 8:
+            yield from _product(counts)
+            return
+        yield (0,) * len(counts)
+        for start in range(first, len(counts)):
+            vector = [0] * len(counts)
+            for g in range(start, len(counts)):
+                for n in range(1, counts[g] + 1):
+                    vector[g] = n
+                    yield tuple(vector)
+
+
+def _less(counts: Counts, group: int) -> Counts:
+    return tuple(c - (i == group) for i, c in enumerate(counts))
+
+
+def _product(counts: Counts) -> Iterator[Counts]:
+    if not counts:
+        yield ()
+        return
+    for n in range(counts[0] + 1):
+        for rest in _product(counts[1:]):
+            yield (n, *rest)
+
+
+def _joined(node: Node, lo: int, hi: int) -> int:
+    mask = 0
+    for item in node.parts[lo:hi]:
+        mask |= item.mask
+    return mask
+
+
+class _Reading:
+    """Turns the choices of a front into stages of the real tree (equal branches are taken in order)."""
+
+    def __init__(self, out: list[Chosen]) -> None:
+        self.out = out
+
+    def chain(self, choice: Any, node: Node, hi: int) -> None:
+        """A choice of ``_chain`` for items … hi - 1 of ``node``."""
+        if choice is None:
+            return
+        if choice[0] == "open":
+            self.before(choice[1], node, hi - 1, _Branches(node.parts[hi - 1]), None)
+        else:
+            self.stage(choice, node, hi, 0)
+
+    def stage(self, choice: Any, node: Node, hi: int, head: int) -> None:
+        kind, j, b, d, _, *_ = choice
+        mask = head | _joined(node, j, hi)
+        if kind == "run":
+            self.out.append(Chosen(mask, b, d))
+            self.chain(choice[5], node, j)
+            return
+        whole, tail, rest = choice[5:]
+        branches = _Branches(node.parts[j - 1])
+        for g, n in enumerate(whole):
+            for _ in range(n):
+                mask |= branches.take(g).mask
+        cut = None
+        if tail is not None:
+            child = branches.take(tail[0])
+            mask |= _joined(child, tail[1], len(child.parts))
+            cut = (child, tail[1])
+        self.out.append(Chosen(mask, b, d))
+        self.before(rest, node, j - 1, branches, cut)
+
+    def before(self, choice: Any, node: Node, p: int, branches: _Branches, cut: tuple[Node, int] | None) -> None:
+        """A choice of ``_before``; ``cut`` is the branch whose tail went to a later stage."""
+        if choice[0] == "closed":
+            group, stub = choice[1]
+            self.fork(group, branches)
+            if cut is not None:
+                self.chain(stub, *cut)
+            self.chain(choice[2], node, p)
+            return
+        g, q, is_tail, (remainder, (sides, _)), _ = choice[4]
+        if is_tail:
+            assert cut is not None
+            child, length = cut
+            others, stub = sides
+        else:
+            child = branches.take(g)
+            length = len(child.parts)
+            others, stub = sides
+            if cut is not None:
+                self.chain(stub, *cut)
+        self.fork(others, branches)
+        self._between(remainder, child, length)
+        self.stage(choice, node, p, _joined(child, 0, q))
+
+    def _between(self, remainder: Any, child: Node, length: int) -> None:
+        self.chain(remainder, child, length)
+
+    def fork(self, choice: Any, branches: _Branches) -> None:
+        """A choice of ``_fork``."""
+        while choice is not None:
+            if choice[0] == "alone":
+                child = branches.take(choice[1])
+                self.chain(choice[2], child, len(child.parts))
+                choice = choice[3]
+                continue
+            _, vector, b, d, choice = choice
+            mask = 0
+            for g, n in enumerate(vector):
+                for _ in range(n):
+                    mask |= branches.take(g).mask
+            self.out.append(Chosen(mask, b, d))
+
+
+class _Branches:
+    """The branches of a real fork, handed out by kind."""
+
+    def __init__(self, fork: Node) -> None:
+        self.left = [[fork.items[p] for p in group] for group in fork.groups]
+
+    def take(self, group: int) -> Node:
+        return self.left[group].pop(0)
