@@ -5,9 +5,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["brute_force_cones", "convex_by_definition", "down_sets", "shortest_program", "subsets"]
+from planners.orchestration.blp import Option
+from planners.orchestration.enumeration import Grown, Kernels
+from planners.orchestration.masks import bits
+
+__all__ = ["brute_force_cones", "convex_by_definition", "down_sets", "options_of", "shortest",
+           "shortest_program", "subsets", "targets_of"]
 
 Kernel = tuple[frozenset[int], frozenset[int], float]
 """Tensors read, tensors stored, seconds."""
@@ -72,3 +77,20 @@ def brute_force_cones(preds: Sequence[Sequence[int]], allowed: Iterable[frozense
         if len(sinks) == 1:  # in a DAG every member then leads to it
             found.add((members, sinks[0]))
     return found
+
+
+def options_of(kernels: Kernels, seconds: Callable[[Grown], float]) -> list[Option]:
+    """Grown kernels as options of the binary program, at a price each."""
+    return [Option(g.makes, g.reads, g.members, seconds(g)) for g in kernels.grown]
+
+
+def targets_of(kernels: Kernels) -> int:
+    """Tensors that the outputs need, as a mask."""
+    number = {name: i for i, name in enumerate(kernels.tensors)}
+    return sum(1 << number[t] for t in kernels.index.targets)
+
+
+def shortest(options: Sequence[Option], targets: int) -> float:
+    """``shortest_program`` of options of the binary program."""
+    return shortest_program([(frozenset(bits(o.reads)), frozenset(o.makes), o.seconds) for o in options],
+                            frozenset(bits(targets)))
