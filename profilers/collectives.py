@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from profilers.family import GridAxis, Op, Point, Prepared, Work
+from workbench.processes import deaf_to_interrupts
 
 __all__ = ["OPS", "call_of", "close_groups"]
 
@@ -122,8 +123,9 @@ class _Group:
         self.pipes = [mine for mine, _ in pairs]
         self._others = [spawn.Process(target=_follow, args=(theirs, store, rank, ranks, device), daemon=True)
                         for rank, (_, theirs) in enumerate(pairs, start=1)]
-        for process in self._others:
-            process.start()
+        with deaf_to_interrupts():
+            for process in self._others:
+                process.start()
         self.pids = tuple(process.pid or 0 for process in self._others)
         _join(store, 0, ranks, device)
 

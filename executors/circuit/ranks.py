@@ -34,6 +34,7 @@ from executors.circuit.sharded import (
 from executors.circuit.state import State, allocate, clear_empty, prepare_zero
 from planners.circuit import Plan, Problem
 from workbench.errors import SpecError
+from workbench.processes import deaf_to_interrupts
 
 __all__ = [
     "RankResult", "Swap", "check_size", "exchange_regions", "group", "in_group", "run_rank", "spawn", "summed",
@@ -169,10 +170,16 @@ def spawn(problem: Problem, plan: Plan, *, ranks: int, dtype: Any, folder: Path,
     port = _free_port()
     processes = [context.Process(target=_member, args=(problem, plan, rank, ranks, port, np.dtype(dtype).name,
                                                        str(folder), threads)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    try:
+        with deaf_to_interrupts():
+            for process in processes:
+                process.start()
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            if process.is_alive():  # after an interrupt
+                process.kill()
     failed = [i for i, process in enumerate(processes) if process.exitcode]
     if failed:
         raise RuntimeError(f"ranks {failed} failed")

@@ -1,20 +1,20 @@
 """Compilation in worker processes: what back-ends prepare for kernels, several at a time, each kept as it is made.
 
-Measuring is serial and happens elsewhere; nothing here is timed. Workers ignore Ctrl-C: the process that asked hears
-it, lets running compilations end and keeps what was made.
+Measuring is serial and happens elsewhere; nothing here is timed. Workers never hear Ctrl-C: the process that asked
+hears it, ends them and keeps what was made.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NamedTuple
 
 from planners.orchestration.candidates import Structure
+from workbench.processes import deaf_to_interrupts
 
 __all__ = ["Job", "Made", "Pool"]
 
@@ -37,7 +37,6 @@ class Made(NamedTuple):
 
 def _start(folder: str) -> None:
     """What a worker does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, range(os.cpu_count() or 1))  # whoever measures is bound to fewer
@@ -75,11 +74,11 @@ class Pool:
         jobs = list(jobs)
         if not jobs:
             return
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_start,
-                                             initargs=(str(self.folder),))
-        waiting: dict[Future[tuple[str | bytes | None, str | None]], Job] = {
-            self._pool.submit(_prepare, job.backend, job.structure, self.device, self.threads): job for job in jobs}
+        pool = self._pool = self._pool or ProcessPoolExecutor(
+            self.workers, mp_context=get_context("spawn"), initializer=_start, initargs=(str(self.folder),))
+        with deaf_to_interrupts():
+            waiting: dict[Future[tuple[str | bytes | None, str | None]], Job] = {
+                pool.submit(_prepare, job.backend, job.structure, self.device, self.threads): job for job in jobs}
         try:
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -89,12 +88,18 @@ class Pool:
                         payload, why = future.result()
                     except Exception as error:  # a worker that died took its job with it
                         payload, why = None, f"the compiler's process: {type(error).__name__}: {error}"
-                        self._pool.shutdown(wait=False, cancel_futures=True)
+                        pool.shutdown(wait=False, cancel_futures=True)
                         self._pool = None
                         yield Made(job, payload, why)
                         yield from self.prepare(list(waiting.values()))
                         return
                     yield Made(job, payload, why)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+            for worker in active_children():
+                worker.terminate()  # a compilation may take half a minute
+            raise
         except BaseException:
             for future in waiting:
                 future.cancel()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from planners.pipeline.problem import Plan, Problem
 from workbench.errors import SpecError, WorkbenchError
+from workbench.processes import deaf_to_interrupts
 
 if TYPE_CHECKING:
     from executors.pipeline.rank import Done
@@ -55,17 +56,18 @@ class Launch:
         with tempfile.TemporaryDirectory() as folder:
             processes = [context.Process(target=_child, args=(rank, self.world, folder, self), daemon=True)
                          for rank in range(self.world)]
-            for p in processes:
-                p.start()
-            if watch is not None:
-                watch([p.pid for p in processes if p.pid is not None])
             try:
+                with deaf_to_interrupts():
+                    for p in processes:
+                        p.start()
+                if watch is not None:
+                    watch([p.pid for p in processes if p.pid is not None])
                 self._await(processes, Path(folder))
             finally:
                 for p in processes:
                     if p.is_alive():
                         p.kill()
-                    p.join()
+                        p.join()
             results = [pickle.loads((Path(folder) / f"rank{r}").read_bytes()) for r in range(self.world)]
         return [[part[j] for part in results if part[j] is not None] for j in range(len(self.jobs))]
 
