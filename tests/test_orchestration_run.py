@@ -17,8 +17,9 @@ torch = pytest.importorskip("torch")
 from executors.orchestration import simulate  # noqa: E402
 from executors.orchestration.backends import BACKENDS  # noqa: E402
 from executors.orchestration.collapse import collapsed  # noqa: E402
-from executors.orchestration.contenders import captured  # noqa: E402
+from executors.orchestration.contenders import captured, contender  # noqa: E402
 from executors.orchestration.drawing import draw, picture  # noqa: E402
+from executors.orchestration.evaluate import outputs  # noqa: E402
 from executors.orchestration.kernels import Cannot, Operands, examples, function, graph_module  # noqa: E402
 from executors.orchestration.layouts import channels_last  # noqa: E402
 from executors.orchestration.library import VARIANTS  # noqa: E402
@@ -34,6 +35,7 @@ from planners.orchestration import Problem, Program, check  # noqa: E402
 from planners.orchestration import plan as make_plan  # noqa: E402
 from planners.orchestration.candidates import Structure  # noqa: E402
 from planners.orchestration.graph import Operand  # noqa: E402
+from planners.orchestration.load import program_graph  # noqa: E402
 from planners.orchestration.views import View  # noqa: E402
 from tests.orchestration_cases import (  # noqa: E402
     CASES,
@@ -100,6 +102,16 @@ def test_patterns_are_put_back_together(kernel: Structure, operators: list[str])
     found = collapsed(kernel, VARIANTS[0].split())
     assert found is not None
     assert [s.op for s in found.steps] == operators
+
+
+def test_onnx_runtime_runs_a_shipped_program_as_its_primitives_do() -> None:
+    graph = program_graph(Problem(program=Program(captured="segformer-attention")))
+    weights, inputs = random_weights(graph), example_inputs(graph)
+    try:
+        made = contender("onnxruntime", graph, weights, device="cpu", threads=1)(*inputs)
+    except Cannot as why:
+        pytest.skip(str(why))
+    assert worst_error(made, outputs(graph, inputs, weights, dtype=torch.float64)[0]) < 1e-5
 
 
 def test_a_value_that_others_read_is_not_collapsed_away() -> None:
