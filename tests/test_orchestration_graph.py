@@ -49,6 +49,7 @@ from tests.orchestration_graphs import (
 )
 from workbench.costs import Cost, open_costs
 from workbench.errors import MissingProfile, SpecError, TraceError
+from workbench.spec import dump, parse
 
 # --- the graph itself -----------------------------------------------------------------------------------------------
 
@@ -83,6 +84,13 @@ def test_views_follow_strides_or_say_that_none_fit() -> None:
         viewed(turned, [View(op="aten.view.default", arguments=([24],))])
     with pytest.raises(SpecError, match="did you mean"):
         viewed(square, [View(op="aten.permute", arguments=([1, 0],))])
+
+
+def test_a_view_is_the_same_value_whether_it_was_captured_or_read_from_a_file() -> None:
+    captured = View(op="aten.slice.Tensor", arguments=((1, (2, 3)), 0))
+    read = parse(View, json.loads(json.dumps(dump(captured))))
+    assert read == captured
+    assert hash(read) == hash(captured)
 
 
 def test_a_kernel_reads_its_inputs_in_the_order_of_the_walk() -> None:

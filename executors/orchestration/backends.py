@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from executors.orchestration import eager, inductor, library, ortsession
-from executors.orchestration.kernels import Cannot, Fragment, Operands, examples, graph_module
+from executors.orchestration.kernels import Cannot, Fragment, Operands, examples, first_line, graph_module
 from planners.orchestration.candidates import Structure
 
 __all__ = ["BACKENDS", "BackEnd", "available"]
@@ -62,7 +62,7 @@ def _compile(structure: Structure, device: str, threads: int) -> Payload:
     except Cannot:
         raise
     except Exception as error:  # Inductor has no common class for what it cannot lower
-        raise Cannot(f"Inductor: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from error
+        raise Cannot(f"Inductor: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _data_like(structure: Structure, device: str) -> list[torch.Tensor]:

@@ -15,17 +15,20 @@ from typing import Any
 import torch
 
 from executors.orchestration import inductor, ortsession
-from executors.orchestration.kernels import Cannot, Operands, function, graph_module
+from executors.orchestration.kernels import Cannot, Operands, function, graph_module, view_call
 from planners.orchestration.candidates import Candidate, Structure, candidate, structure
 from planners.orchestration.graph import GraphIndex, PrimitiveGraph
 
-__all__ = ["Captured", "captured", "contender", "interleaved", "whole"]
+__all__ = ["Captured", "contender", "interleaved", "whole"]
 
 Program = Callable[..., Any]
 
 
 class Captured(torch.nn.Module):
-    """The captured primitives of a graph as a module of its inputs, call by call."""
+    """The captured primitives of a graph as a module of its inputs, call by call.
+
+    Generated code without bookkeeping, which others may trace and compile; ``evaluate`` says what it has to compute.
+    """
 
     def __init__(self, graph: PrimitiveGraph, weights: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
@@ -48,16 +51,10 @@ class Captured(torch.nn.Module):
         for at, views in self.results:
             x = made[at]
             for view in views:
-                x = _view(x, view)
+                target, arguments = view_call(view)
+                x = target(x, *arguments)
             results.append(x)
         return results[0] if len(results) == 1 else tuple(results)
-
-
-def _view(x: torch.Tensor, view: Any) -> torch.Tensor:
-    from executors.orchestration.kernels import overload
-
-    target: Callable[..., torch.Tensor] = torch.reshape if view.op == "aten.view.default" else overload(view.op)
-    return target(x, *(list(a) if isinstance(a, tuple) else a for a in view.arguments))
 
 
 def whole(graph: PrimitiveGraph) -> tuple[Candidate, Structure]:
@@ -77,12 +74,6 @@ def whole(graph: PrimitiveGraph) -> tuple[Candidate, Structure]:
     return kernel, structure(index, kernel)
 
 
-def captured(graph: PrimitiveGraph, weights: Mapping[str, torch.Tensor], *, double: bool = False) -> Captured:
-    """The captured program as a module; in double precision it is the reference of ``verify``."""
-    held = {k: v.double() if double and v.is_floating_point() else v for k, v in weights.items()}
-    return Captured(graph, held).eval()
-
-
 def contender(name: str, graph: PrimitiveGraph, weights: Mapping[str, torch.Tensor], *, device: str, threads: int,
               eager: torch.nn.Module | None = None) -> Program:
     """The program by other means: ``eager``, ``torch.compile``, ``inductor`` or ``onnxruntime``.
@@ -92,7 +83,7 @@ def contender(name: str, graph: PrimitiveGraph, weights: Mapping[str, torch.Tens
     Raises:
         Cannot: it is not installed, or it cannot run the program.
     """
-    module = eager if eager is not None else captured(graph, weights)
+    module = eager if eager is not None else Captured(graph, weights)
     if name == "eager":
         return module
     if name == "torch.compile":

@@ -1,17 +1,17 @@
 """Primitive graphs run as they are written, primitive by primitive: the meaning of ``planners.orchestration.graph``.
 
-Slow and plain on purpose: rewrites and captures are held against it. ``computed`` gives tensors of the graph by name,
-``outputs`` the program's results; which of several producers makes a tensor is the caller's choice.
+Slow and plain on purpose: rewrites, captures and stitched programs are held against it. ``computed`` gives tensors of the
+graph by name, ``outputs`` the program's results; which of several producers makes a tensor is the caller's choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from executors.orchestration.kernels import call_of, dtype_of, overload
+from executors.orchestration.kernels import call_of, dtype_of, overload, view_call
 from planners.orchestration.graph import Operand, Primitive, PrimitiveGraph, Tensor
 from planners.orchestration.views import View
 from workbench.errors import SpecError
@@ -34,7 +34,14 @@ def outputs(graph: PrimitiveGraph, inputs: Sequence[torch.Tensor], weights: Mapp
         SpecError: an input or weight is missing or of another shape, or the choice is circular.
     """
     values = free_tensors(graph, inputs, weights, dtype=dtype)
-    values = computed(graph, values, [o.tensor for o in graph.outputs], dtype=dtype, chosen=chosen)
+    wanted = [o.tensor for o in graph.outputs]
+    order = _order(graph, values, wanted, chosen or {})
+    last = {o.tensor: at for at, p in enumerate(order) for o in p.inputs}
+    for at, primitive in enumerate(order):
+        values[primitive.output] = call(primitive, values, dtype=dtype)
+        for name in {o.tensor for o in primitive.inputs}:
+            if last[name] == at and name not in wanted:
+                del values[name]
     return tuple(read(o, values) for o in graph.outputs)
 
 
@@ -76,19 +83,28 @@ def computed(graph: PrimitiveGraph, values: Mapping[str, torch.Tensor], wanted: 
         SpecError: a tensor depends on itself by the chosen primitives.
     """
     known = dict(values)
+    for primitive in _order(graph, known, wanted, chosen or {}):
+        known[primitive.output] = call(primitive, known, dtype=dtype)
+    return known
+
+
+def _order(graph: PrimitiveGraph, known: Collection[str], wanted: Iterable[str], chosen: Mapping[str, str]
+           ) -> list[Primitive]:
+    """The primitives that make ``wanted`` out of ``known``, in an order that runs."""
     named = {p.name: p for p in graph.primitives}
     maker: dict[str, Primitive] = {p.output: p for p in reversed(graph.primitives)}
     maker |= {p.output: p for p in graph.primitives if p.rewrite is None}
-    maker |= {tensor: named[name] for tensor, name in (chosen or {}).items()}
-    stack = [name for name in wanted if name not in known]
-    begun: set[str] = set()
+    maker |= {tensor: named[name] for tensor, name in chosen.items()}
+    there, begun = set(known), set[str]()
+    order: list[Primitive] = []
+    stack = list(wanted)
     while stack:
         name = stack[-1]
-        if name in known:
+        if name in there:
             stack.pop()
             continue
         primitive = maker[name]
-        lacking = [o.tensor for o in primitive.inputs if o.tensor not in known]
+        lacking = [o.tensor for o in primitive.inputs if o.tensor not in there]
         if lacking:
             if name in begun:
                 raise SpecError(f"the chosen primitives make {name!r} out of itself",
@@ -96,9 +112,10 @@ def computed(graph: PrimitiveGraph, values: Mapping[str, torch.Tensor], wanted: 
             begun.add(name)
             stack += lacking
             continue
-        known[name] = call(primitive, known, dtype=dtype)
+        order.append(primitive)
+        there.add(name)
         stack.pop()
-    return known
+    return order
 
 
 def call(primitive: Primitive, values: Mapping[str, torch.Tensor], *, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -127,10 +144,8 @@ def read(operand: Operand, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _viewed(x: torch.Tensor, view: View) -> torch.Tensor:
-    arguments = [list(a) if isinstance(a, tuple) else a for a in view.arguments]
-    if view.op == "aten.view.default":
-        return torch.reshape(x, *arguments)  # ``x`` may lie otherwise than the graph stores it
-    made = overload(view.op)(x.contiguous() if view.op == "aten.as_strided.default" else x, *arguments)
+    target, arguments = view_call(view)
+    made = target(x.contiguous() if view.op == "aten.as_strided.default" else x, *arguments)
     assert isinstance(made, torch.Tensor)
     return made
 

@@ -7,6 +7,7 @@ kernel costs in the program what it cost when it was measured: no wrapper, no di
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,8 @@ from torch.fx import Graph, GraphModule, Node
 from planners.orchestration.candidates import StoredValue, Structure
 from planners.orchestration.views import Layout, View, contiguous_strides, viewed
 
-__all__ = ["Cannot", "Fragment", "Operands", "dtype_of", "examples", "filled", "function", "graph_module", "overload",
-           "plain_argument", "strided"]
+__all__ = ["Cannot", "Fragment", "Operands", "dtype_of", "examples", "filled", "first_line", "function", "graph_module",
+           "in_double", "overload", "plain_argument", "strided", "view_call"]
 
 _FORMATS = {"contiguous_format": torch.contiguous_format, "channels_last": torch.channels_last,
             "preserve_format": torch.preserve_format}
@@ -28,6 +29,11 @@ _FORMATS = {"contiguous_format": torch.contiguous_format, "channels_last": torch
 
 class Cannot(Exception):
     """A back-end's way to say that it has no kernel for a structure; the text says why."""
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what a library's exception says, which may be pages or nothing."""
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +157,34 @@ def graph_module(structure: Structure) -> GraphModule:
     return GraphModule(torch.nn.Module(), graph)
 
 
+def in_double(structure: Structure) -> Structure:
+    """The same calls in double precision: constants, and single precision where an argument names it."""
+    inputs = tuple(dataclasses.replace(v, dtype="float64") if v.dtype == "float32" else v for v in structure.inputs)
+    steps = tuple(dataclasses.replace(s, arguments=_argument_in_double(s.arguments),
+                                      attributes=_argument_in_double(s.attributes)) for s in structure.steps)
+    return dataclasses.replace(structure, inputs=inputs, steps=steps)
+
+
+def _argument_in_double(value: Any) -> Any:
+    if value == {"dtype": "float32"}:
+        return {"dtype": "float64"}
+    if isinstance(value, Mapping):
+        return {k: _argument_in_double(v) for k, v in value.items()}
+    return tuple(map(_argument_in_double, value)) if isinstance(value, (list, tuple)) else value
+
+
 def _viewed_node(graph: Graph, node: Node, views: Sequence[View]) -> Node:
     for view in views:
-        target = torch.reshape if view.op == "aten.view.default" else overload(view.op)
-        node = graph.call_function(target, (node, *(list(a) if isinstance(a, tuple) else a for a in view.arguments)))
+        target, arguments = view_call(view)
+        node = graph.call_function(target, (node, *arguments))
     return node
+
+
+def view_call(view: View) -> tuple[Callable[..., Any], list[Any]]:
+    """What to call on a tensor for a view, with which arguments after it; a tensor that lies otherwise than the graph
+    stores it is copied where no strides express the view."""
+    target = torch.reshape if view.op == "aten.view.default" else overload(view.op)
+    return target, [list(a) if isinstance(a, tuple) else a for a in view.arguments]
 
 
 def _stored_as(tensor: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:

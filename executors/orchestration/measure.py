@@ -8,6 +8,7 @@ processes on the machine cost precision and not truth. Conditions and statistics
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,18 +17,25 @@ from typing import Any, Literal
 import torch
 
 from executors.orchestration.backends import BACKENDS, Payload
-from executors.orchestration.kernels import Cannot, Operands, examples, function, graph_module
+from executors.orchestration.kernels import Cannot, Operands, examples, first_line, function, graph_module, in_double
 from planners.orchestration.candidates import Structure
 from profilers.harness import CudaTimer, Measurement, Timer, measure
 
-__all__ = ["CACHES", "TOLERANCE", "Cache", "ContextTimer", "Subject", "cache_for", "worst_error"]
+__all__ = ["CACHES", "TOLERANCE", "Cache", "ContextTimer", "Subject", "cache_for", "largest", "worst_error"]
 
 Cache = Literal["warm", "cold"]
 CACHES: dict[str, int] = {"warm": 6 << 20, "cold": 64 << 20}
 """Bytes swept before a timed call: beyond the second level of cache, or beyond the last."""
-TOLERANCE = 1e-4
+TOLERANCE = 5e-5
+"""Error of a kernel that is put down to rounding: about three times the worst that any back-end showed (1.8e-5) where
+eager PyTorch itself kept to a third of it, over kernels of all shipped programs."""
+_ROUNDING = 4.0
+"""Kernels that amplify rounding, such as divisions by what may be nearly zero, may be off by so many times what eager
+PyTorch is off; 2.1 times was seen."""
+_SMALLEST = 1e-2
+"""Errors are shares of the largest wanted value, but of no less than this: operands are of order one, and what cancels
+down to nothing keeps their rounding."""
 _LAST_LEVEL_BYTES = 24 << 20
-_DOUBLE_LIMIT = 1 << 24
 _FEW = 3
 
 
@@ -62,16 +70,22 @@ class ContextTimer:
         return max(total, 1) * 1e-9 / sample * calls
 
 
-def worst_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest difference as a share of the largest wanted value (at least 1); infinite where only one is finite."""
+def largest(wanted: torch.Tensor) -> float:
+    """The largest finite value, or what stands for it where all are tiny: the scale of ``worst_error``."""
+    finite = wanted.detach()[torch.isfinite(wanted)]
+    return max(_SMALLEST, float(finite.abs().max()) if finite.numel() else 0.0)
+
+
+def worst_error(found: torch.Tensor, wanted: torch.Tensor, *, scale: float | None = None) -> float:
+    """Largest difference as a share of ``scale`` (``largest(wanted)`` by default); infinite where only one is
+    finite."""
     found, wanted = found.detach().double(), wanted.detach().double()
     finite = torch.isfinite(wanted)
     if not torch.equal(finite, torch.isfinite(found)):
-        return float("inf")
+        return math.inf
     if not bool(finite.any()):
         return 0.0
-    scale = max(1.0, float(wanted[finite].abs().max()))
-    return float((found[finite] - wanted[finite]).abs().max()) / scale
+    return float((found[finite] - wanted[finite]).abs().max()) / (largest(wanted) if scale is None else scale)
 
 
 @dataclass(slots=True)
@@ -84,25 +98,26 @@ class Subject:
     cache: Cache
     inputs: list[torch.Tensor]
     wanted: tuple[torch.Tensor, ...]
+    allowed: float
+    """Error up to which a result counts as right."""
     sweep: torch.Tensor
 
     @classmethod
     def of(cls, structure: Structure, *, device: str, threads: int, cache: Cache, sweep: torch.Tensor) -> Subject:
-        """Draw operands and compute the reference, in double precision unless the kernel is large."""
+        """Draw operands, compute the reference in double precision, and see what single precision makes of it."""
         inputs = examples(structure, device=device)
         graph = graph_module(structure)
         given = [x for x, v in zip(inputs, structure.inputs, strict=True) if v.role != "constant"]
-        work = sum((s.value.shape and _elements(s.value.shape)) or 1 for s in structure.steps)
-        heavy = work > _DOUBLE_LIMIT or (any(s.kind == "linear" for s in structure.steps) and work > _DOUBLE_LIMIT // 8)
-        if not heavy:
-            given = [x.double() if x.dtype == torch.float32 else x for x in given]
         with torch.no_grad():
+            single = tuple(graph(*given))
             try:
-                wanted = tuple(graph(*given))
-            except RuntimeError:  # an operator that only knows single precision, or a constant of another one
-                wanted = tuple(graph(*[x for x, v in zip(inputs, structure.inputs, strict=True)
-                                       if v.role != "constant"]))
-        return cls(structure, device, threads, cache, inputs, wanted, sweep)
+                wanted = tuple(graph_module(in_double(structure))(
+                    *[x.double() if x.dtype == torch.float32 else x for x in given]))
+            except RuntimeError:  # an operator that only knows single precision
+                wanted = single
+        rounding = max((worst_error(s, w) for s, w in zip(single, wanted, strict=True)), default=0.0)
+        allowed = max(TOLERANCE, _ROUNDING * rounding if math.isfinite(rounding) else 0.0)
+        return cls(structure, device, threads, cache, inputs, wanted, allowed, sweep)
 
     def fixed(self) -> Operands:
         """The weights among the operands."""
@@ -138,7 +153,7 @@ class Subject:
             except Cannot:
                 raise
             except Exception as failure:  # libraries raise what they like
-                raise Cannot(f"{type(failure).__name__}: {_first_line(failure)}") from failure
+                raise Cannot(f"{type(failure).__name__}: {first_line(failure)}") from failure
             timer: Timer = (CudaTimer() if self.device == "cuda" else
                             ContextTimer(self.before, threads=self.threads))
 
@@ -158,17 +173,6 @@ class Subject:
             if any(n != 1 and a != b for n, a, b in zip(value.shape, got.stride(), value.strides, strict=True)):
                 raise Cannot(f"stores strides {got.stride()}, wanted {value.strides}")
         error = max((worst_error(g, w) for g, w in zip(outputs, self.wanted, strict=True)), default=0.0)
-        if not error <= 10 * TOLERANCE:
-            raise Cannot(f"wrong result: {error:.1e} of the largest value")
+        if not error <= self.allowed:
+            raise Cannot(f"wrong result: {error:.1e} of the largest value, allowed {self.allowed:.1e}")
         return error
-
-
-def _elements(shape: Sequence[int]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from executors.orchestration.collapse import argument, collapsed, dims, positional
-from executors.orchestration.kernels import Cannot, Fragment, Operands, dtype_of
+from executors.orchestration.kernels import Cannot, Fragment, Operands, dtype_of, first_line
 from planners.orchestration.candidates import Step, Structure, ValueRef
 from planners.orchestration.views import View, contiguous_strides
 
@@ -389,7 +389,7 @@ def fragment(structure: Structure, payload: str | bytes | None, operands: Operan
     try:
         session = _Session(payload, structure, operands)
     except Exception as error:  # the session raises classes of its own binding
-        raise Cannot(f"ONNX Runtime: {str(error).strip().splitlines()[0][:200]}") from error
+        raise Cannot(f"ONNX Runtime: {first_line(error)}") from error
     data = ", ".join(f"{{{i}}}" for i, v in enumerate(structure.inputs) if v.role == "data")
     outputs = ", ".join(f"{{out{i}}}" for i in range(len(structure.outputs)))
     return Fragment((f"{outputs}, = {{p}}session({data})",), {"session": session})

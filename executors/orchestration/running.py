@@ -13,6 +13,7 @@ variable ``WB_KERNELS`` names) and made there when it is missing.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import statistics
 import time
@@ -24,8 +25,10 @@ import torch
 
 from executors.orchestration import inductor, ortsession
 from executors.orchestration.backends import BACKENDS, Payload
-from executors.orchestration.contenders import Program, captured, contender, interleaved
+from executors.orchestration.contenders import Program, contender, interleaved
+from executors.orchestration.evaluate import outputs
 from executors.orchestration.kernels import Cannot
+from executors.orchestration.measure import largest, worst_error
 from executors.orchestration.pool import Job, Pool
 from executors.orchestration.programs import LARGE, Behind, behind, example_inputs
 from executors.orchestration.stitched import Stitched, chosen_of, stitch
@@ -219,40 +222,30 @@ def _on_gpu(program: Program) -> bool:
 def verify(problem: Problem, plan: Plan, outcome: Outcome) -> list[Violation]:
     """Compare the sampled outputs with the captured program in double precision.
 
-    An element may be off by ``TOLERANCE`` times the largest of its output (1 at least), or by twice what the captured
-    program itself is off in single precision (logits of thousands leave no more), and must be finite where the
-    reference is.
+    An element may be off by ``TOLERANCE`` times the largest of its output, or by twice what the captured program itself
+    is off in single precision (logits of thousands leave no more), and must be finite where the reference is.
     """
     there = behind(problem)
-    module, single = captured(there.graph, there.weights, double=True), captured(there.graph, there.weights)
     table = outcome.tables["outputs"]
     found = []
     for case, scale in CASES.items():
-        inputs = [x.double() if x.is_floating_point() else x
-                  for x in example_inputs(there.graph, seed=1, scale=scale)]
-        with torch.no_grad():
-            wanted = _outputs(module(*inputs))
-            usual = _outputs(single(*example_inputs(there.graph, seed=1, scale=scale)))
-        for number, output in enumerate(wanted):
+        inputs = example_inputs(there.graph, seed=1, scale=scale)
+        exact = outputs(there.graph, inputs, there.weights, dtype=torch.float64)
+        usual = outputs(there.graph, inputs, there.weights)
+        for number, (wanted, single) in enumerate(zip(exact, usual, strict=True)):
             rows = table[(table["case"] == case) & (table["output"] == number)]
-            flat = output.reshape(-1)
-            right = flat[torch.tensor(rows["element"].tolist())].numpy()
-            got = rows["value"].to_numpy()
             where = f"{case} inputs, output {number}"
-            if len(rows) != min(_PROBES, flat.numel()):
+            if len(rows) != min(_PROBES, wanted.numel()):
                 found.append(Violation(rule="outputs", where=where, detail=f"{len(rows)} elements were sampled"))
                 continue
-            finite = np.isfinite(right)
-            if not np.array_equal(finite, np.isfinite(got)):
+            right = wanted.reshape(-1)[torch.tensor(rows["element"].tolist())]
+            error = worst_error(torch.tensor(rows["value"].tolist()), right, scale=largest(wanted))
+            rounding = worst_error(single, wanted)
+            allowed = max(TOLERANCE, 2 * rounding if math.isfinite(rounding) else 0.0)
+            if math.isinf(error):
                 found.append(Violation(rule="finite", where=where, detail="infinite or not a number where the "
                                        "reference is not, or the other way round"))
-                continue
-            limit = TOLERANCE * max(1.0, float(flat[torch.isfinite(flat)].abs().max()) if finite.any() else 1.0)
-            rounding = (usual[number].double() - output).reshape(-1)
-            rounding = rounding[torch.isfinite(rounding)]
-            limit = max(limit, 2 * float(rounding.abs().max()) if rounding.numel() else 0.0)
-            worst = float(np.abs(got - right)[finite].max()) if finite.any() else 0.0
-            if not worst <= limit:
-                found.append(Violation(rule="equality", where=where,
-                                       detail=f"off by {worst:.2e}, allowed {limit:.2e}"))
+            elif not error <= allowed:
+                found.append(Violation(rule="equality", where=where, detail=f"off by {error:.2e} of the largest value, "
+                                       f"allowed {allowed:.2e}"))
     return found

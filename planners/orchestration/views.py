@@ -24,6 +24,14 @@ class View:
     op: str = about("ATen overload, one of VIEWS.")
     arguments: tuple[Any, ...] = about("Its arguments after the tensor: numbers and lists of numbers.", default=())
 
+    def __post_init__(self) -> None:
+        # lists of a file become tuples, so that equal views are equal and have a hash wherever they come from
+        object.__setattr__(self, "arguments", _tuples(self.arguments))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
 
 class Layout(NamedTuple):
     """Shape, strides and offset, in elements, of a tensor or of a view of one."""

@@ -91,7 +91,8 @@ def once(name: str, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from executors.orchestration import inductor
-    from executors.orchestration.contenders import captured, contender, interleaved
+    from executors.orchestration.contenders import contender, interleaved
+    from executors.orchestration.evaluate import outputs
     from executors.orchestration.kernels import Cannot
     from executors.orchestration.measure import worst_error
     from executors.orchestration.stitched import stitch
@@ -113,13 +114,13 @@ def once(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 except Cannot as why:
                     print(f"  {name}: no {other}: {why}", file=sys.stderr)
             times = interleaved(programs, inputs, rounds=args.rounds, threads=1)
-            reference = captured(graph, weights, double=True)
             errors = {}
             for label, scale in (("ordinary", 1.0), ("large", 100.0)):
                 scaled = [x * scale for x in inputs]
-                made, wanted = programs["stitched"](*scaled), reference(*[x.double() for x in scaled])
-                pairs = [(made, wanted)] if isinstance(made, torch.Tensor) else zip(made, wanted, strict=True)
-                errors[label] = max(worst_error(a, b) for a, b in pairs)
+                made = programs["stitched"](*scaled)
+                made = [made] if isinstance(made, torch.Tensor) else made
+                wanted = outputs(graph, scaled, weights, dtype=torch.float64)
+                errors[label] = max(worst_error(a, b) for a, b in zip(made, wanted, strict=True))
     return {"name": name, "batch": args.batch, "times": times, "predicted_s": plan.certificate.objective,
             "errors": errors, "kernels": len(plan.kernels), "layout": kept["layout"]}
 
