@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,12 +39,22 @@ class Work(NamedTuple):
 
 
 class GridAxis(NamedTuple):
-    """One numeric axis: where measuring starts; refinement adds multiples of ``step`` between these values."""
+    """One numeric axis: where measuring starts; refinement adds multiples of ``step`` between these values.
+
+    With a ``base`` it adds powers of it instead (sizes of states, heads of attention).
+    """
 
     name: str
     start: tuple[int, ...]
     scale: Scale = "log"
     step: int = 1
+    base: int | None = None
+
+    def nearest(self, value: float) -> int:
+        """The value nearest to ``value`` that may be measured."""
+        if self.base is not None:
+            return int(self.base ** round(math.log(value, self.base)))
+        return round(value / self.step) * self.step
 
 
 class Prepared(NamedTuple):

@@ -226,11 +226,10 @@ def _share(axis: GridAxis, low: float, value: float, high: float) -> float:
 
 
 def _between(axis: GridAxis, low: int, high: int) -> int | None:
-    """The value half-way in the axis' own scale, a multiple of its step; absent when the gap is too narrow."""
+    """The value that may be measured half-way in the axis' own scale; absent when the gap is too narrow."""
     if axis.scale == "log" and high / low < _NARROWEST**2:
         return None
-    exact = math.sqrt(low * high) if axis.scale == "log" else (low + high) / 2
-    middle = round(exact / axis.step) * axis.step
+    middle = axis.nearest(math.sqrt(low * high) if axis.scale == "log" else (low + high) / 2)
     return middle if low < middle < high else None
 
 
