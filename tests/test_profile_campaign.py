@@ -245,6 +245,7 @@ def test_families_are_found_and_unknown_names_get_the_nearest() -> None:
     found = families()
     assert {"gemm", "attention", "pq", "lsh", "memory"} <= set(found)
     assert "harness" not in found
+    assert "orchestration" not in found, "it has a campaign of its own, and no grids"
     with pytest.raises(SpecError, match="gemm"):
         ops_of(["gem"], "cpu")
     assert {op.name for _, op in ops_of(["attention_decode"], "cpu")} == {"attention_decode"}
