@@ -82,6 +82,11 @@ class Campaign:
         self.family_of = {op.name: family for family, op in found}
         self.series = [Series(op, keys) for _, op in found for keys in op.variants]
 
+    @property
+    def section(self) -> str:
+        """The ``[costs]`` section that reads what was measured."""
+        return f'source = "measured", folder = "{self.folder}"'
+
     def plan_rows(self) -> list[dict[str, Any]]:
         """What will be measured: op, tables, points of the starting grids, and the least time for them."""
         rows: dict[str, dict[str, Any]] = {}
