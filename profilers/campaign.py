@@ -1,9 +1,9 @@
 """A profiling campaign: cover every op's grid, refine where interpolation is least sure, until time is up.
 
-Order: corners of every grid first, round robin over the ops, then the values between; then the gap with the largest
-estimated error of interpolation for the time its table has had, in turn with points to see again: every point is seen
-at two times at least (a disturbance of seconds looks like a steady kernel), noisy ones at up to four. It ends when
-every gap is below the target and every point was seen often enough.
+Order: corners of every grid first, round robin over the ops, then the values between, of ops that use one CPU and of
+those that use all; then the gap with the largest estimated error of interpolation for the time its table has had, in
+turn with points to see again: every point is seen at two times at least (a disturbance of seconds looks like a steady
+kernel), noisy ones at up to four. It ends when every gap is below the target and every point was seen often enough.
 
 A gap's estimate is half the leave-one-out error at its ends beyond what noise explains (leaving one out doubles the
 distance of the knots, and at a kink the error grows with that distance), or half of what the two ways of interpolating
@@ -17,6 +17,7 @@ import datetime
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ import numpy as np
 
 from profilers.datasheet import write_device
 from profilers.family import Prepared, ops_of
-from profilers.harness import Conditions, CpuTimer, CudaTimer, Timer, available_cpus, fixed_conditions, measure
+from profilers.harness import (
+    WATCHED_S,
+    Conditions,
+    CpuTimer,
+    CudaTimer,
+    Timer,
+    available_cpus,
+    fixed_conditions,
+    measure,
+)
 from profilers.journal import Journal
 from profilers.series import At, Series
 from workbench.costfiles import load_tables, remove_stale, save_tables
@@ -39,6 +49,7 @@ _POINT_S = 0.25
 _TRY_S = 0.12
 _TARGET = 0.02
 _HEAD_START_S = 2.0
+_SHOW_S = 5.0
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "sve", "asimd")
 
 Say = Callable[[str], None]
@@ -71,6 +82,11 @@ class Campaign:
         self.family_of = {op.name: family for family, op in found}
         self.series = [Series(op, keys) for _, op in found for keys in op.variants]
 
+    @property
+    def section(self) -> str:
+        """The ``[costs]`` section that reads what was measured."""
+        return f'source = "measured", folder = "{self.folder}"'
+
     def plan_rows(self) -> list[dict[str, Any]]:
         """What will be measured: op, tables, points of the starting grids, and the least time for them."""
         rows: dict[str, dict[str, Any]] = {}
@@ -84,63 +100,71 @@ class Campaign:
     def run(self, budget_s: float, say: Say) -> list[dict[str, Any]]:
         """Measure until the target is met or ``budget_s`` is spent; writes the tables and returns their summary.
 
-        Ops that use all CPUs are measured after those that use one, each with a share of the budget that goes with its
-        points; what the first leave over, the others have.
+        Ops that use all CPUs are measured apart from those that use one: first the starting grids of all, then the
+        rest of the budget is divided by the seconds that these took; what the first leave over, the others have.
         """
         deadline = time.monotonic() + budget_s
-        groups = [(threads, [s for s in self.series if s.op.threads == threads])
+        groups = [self._group(threads, [s for s in self.series if s.op.threads == threads], say)
                   for threads in sorted({s.op.threads for s in self.series}, reverse=True)]
-        rows = []
-        for i, (threads, series) in enumerate(groups):
-            share = sum(len(s.grid) for s in series) / sum(len(s.grid) for _, later in groups[i:] for s in later)
-            until = time.monotonic() + share * max(0.0, deadline - time.monotonic())
-            rows += self._run(series, threads or len(available_cpus()), until, say)
+        try:
+            for group in groups:
+                self._measure(group, _covering(group.series), deadline, "the starting grids are covered", say)
+            for i, group in enumerate(groups):
+                share = group.weight() / sum(later.weight() for later in groups[i:])
+                until = time.monotonic() + share * max(0.0, deadline - time.monotonic())
+                self._measure(group, _refining(group.series, self.error_target), until,
+                              f"every gap is estimated below {self.error_target:.0%}, or cannot be split", say)
+        finally:
+            for finish in {s.op.finish for s in self.series if s.op.finish is not None}:
+                finish()
+            rows = [row for group in groups for row in self._save(group.series, group.facts)]
         if self.device == "cpu" and rows:
             write_device(self.folder, load_tables(self.folder), name=self.device, date=_today())
         return rows
 
-    def _run(self, series: Sequence[Series], threads: int, deadline: float, say: Say) -> list[dict[str, Any]]:
+    def _group(self, threads: int, series: Sequence[Series], say: Say) -> _Group:
+        """Series with what earlier runs under the same conditions measured."""
+        threads = threads or len(available_cpus())
         with fixed_conditions(device=self.device, threads=threads) as conditions:
             facts = conditions_text(conditions)
-            journal = Journal(self.folder / "journal.jsonl", content_id(list(facts)))
-            cpus = ", ".join(map(str, conditions.cpus))
-            say(f"{len(series)} tables on {conditions.device}, {threads} thread{'s' * (threads > 1)} bound to CPU "
-                f"{cpus}; malloc: {conditions.malloc}")
-            known = sum(s.recall(journal) for s in series)
-            if known:
-                say(f"{known} points of an earlier run under the same conditions are kept")
-            try:
-                self._measure(series, deadline, journal, say)
-            finally:
-                for finish in {s.op.finish for s in series if s.op.finish is not None}:
-                    finish()
-                rows = self._save(series, facts)
-        return rows
+        journal = Journal(self.folder / "journal.jsonl", content_id(list(facts)))
+        cpus = ", ".join(map(str, conditions.cpus))
+        say(f"{len(series)} tables on {conditions.device}, {threads} thread{'s' * (threads > 1)} bound to CPU "
+            f"{cpus}; malloc: {conditions.malloc}")
+        known = sum(s.recall(journal) for s in series)
+        if known:
+            say(f"{known} points of an earlier run under the same conditions are kept")
+        return _Group(threads, series, facts, journal)
 
-    def _measure(self, wanted: Sequence[Series], deadline: float, journal: Journal, say: Say) -> None:
-        timer: Timer = CpuTimer() if self.device == "cpu" else CudaTimer()
-        started, done, shown = time.monotonic(), 0, time.monotonic()
-        for series, at, why in _in_turn(wanted, deadline, self.error_target):
-            done += 1
-            began = time.monotonic()
-            try:
-                found = measured(series, at, self.device, timer)
-            except Exception as error:  # one kernel's fault must not cost what the others have measured
-                series.give_up(at, error)
-                say(f"cannot be measured: {series.label()} at {at}: {type(error).__name__}: {error}")
-            else:
-                series.add(at, found, journal)
-            series.spent_s += time.monotonic() - began
-            if time.monotonic() - shown > 5:
-                shown = time.monotonic()
-                left = max(0.0, deadline - shown)
-                noisy = sum(len(s.noisy()) for s in wanted)
-                say(f"{done} measurements in {shown - started:.0f} s, at most {left:.0f} s left"
-                    f"{f', {noisy} points noisy' if noisy else ''}; {why} {series.label()}")
-        if time.monotonic() > deadline:
-            say(f"the budget is spent after {done} measurements")
+    def _measure(self, group: _Group, turns: Iterator[tuple[Series, At, str]], deadline: float, achieved: str,
+                 say: Say) -> None:
+        with fixed_conditions(device=self.device, threads=group.threads):
+            timer: Timer = CpuTimer() if self.device == "cpu" else CudaTimer()
+            started, done, shown = time.monotonic(), 0, time.monotonic()
+            for series, at, why in turns:
+                if time.monotonic() > deadline:
+                    say(f"the budget is spent after {done} measurements")
+                    return
+                done += 1
+                self._visit(series, at, timer, group.journal, say)
+                if time.monotonic() - shown > _SHOW_S:
+                    shown = time.monotonic()
+                    noisy = sum(len(s.noisy()) for s in group.series)
+                    say(f"{done} measurements in {shown - started:.0f} s, at most {max(0.0, deadline - shown):.0f} s "
+                        f"left{f', {noisy} points noisy' if noisy else ''}; {why} {series.label()}")
+        say(f"{done} measurements; {achieved}")
+
+    def _visit(self, series: Series, at: At, timer: Timer, journal: Journal, say: Say) -> None:
+        """Measure one point; one kernel's fault must not cost what the others have measured."""
+        began = time.monotonic()
+        try:
+            found = measured(series, at, self.device, timer)
+        except Exception as error:
+            series.give_up(at, error)
+            say(f"cannot be measured: {series.label()} at {at}: {type(error).__name__}: {error}")
         else:
-            say(f"{done} measurements; every gap is estimated below {self.error_target:.0%}, or cannot be split")
+            series.add(at, found, journal)
+        series.spent_s += time.monotonic() - began
 
     def _save(self, measured: Sequence[Series], facts: tuple[str, ...]) -> list[dict[str, Any]]:
         tables, rows = [], []
@@ -167,24 +191,37 @@ def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def _in_turn(wanted: Sequence[Series], deadline: float, error_target: float
-             ) -> Iterator[tuple[Series, At, str]]:
-    """The next points, most useful first; ends when nothing is left or time is up."""
+@dataclass(frozen=True)
+class _Group:
+    """Series that are measured under one set of conditions."""
+
+    threads: int
+    series: Sequence[Series]
+    facts: tuple[str, ...]
+    journal: Journal
+
+    def weight(self) -> float:
+        """Seconds spent on it so far; a millisecond a point where an earlier run had measured all."""
+        return sum(max(s.spent_s, 1e-3 * len(s.grid)) for s in self.series)
+
+
+def _covering(wanted: Sequence[Series]) -> Iterator[tuple[Series, At, str]]:
+    """Corners of every starting grid, round robin over the series, then the values between."""
     for level in range(max(s.levels for s in wanted)):
         queues = [[(series, at) for at in series.missing(level)] for series in wanted]
         for turn in itertools.zip_longest(*queues):
             for series, at in filter(None, turn):
-                if time.monotonic() > deadline:
-                    return
                 yield series, at, "covering"
+
+
+def _refining(wanted: Sequence[Series], error_target: float) -> Iterator[tuple[Series, At, str]]:
+    """The next points, most useful first; ends when every gap is sure enough and every point was seen again."""
     while True:
         gap, again = _least_sure(wanted, error_target), _to_see_again(wanted)
         if not gap and not again:
             return
         for batch, why in ((gap, "refining"), (again[:max(len(gap), 1)], "measuring again")):
             for series, at in batch:
-                if time.monotonic() > deadline:
-                    return
                 yield series, at, why
 
 
@@ -206,10 +243,14 @@ def _to_see_again(wanted: Sequence[Series]) -> list[tuple[Series, At]]:
 
 
 def measured(series: Series, at: At, device: str, timer: Timer) -> Any:
-    """Measure one point; the arguments of every point are drawn from the same seed."""
+    """Measure one point; the arguments of every point are drawn from the same seed.
+
+    Any other program disturbs a kernel that uses all CPUs, so these are watched for long enough to tell.
+    """
     made: Prepared = series.op.prepare(series.point(at), device, np.random.default_rng(0))
     try:
-        return measure(made.run, timer=made.timer or timer, target=_TARGET, seconds=_TRY_S, attempts=1)
+        return measure(made.run, timer=made.timer or timer, target=_TARGET, seconds=_TRY_S, attempts=1,
+                       least_s=WATCHED_S if series.op.threads == 0 else 0.0)
     finally:
         if made.close is not None:
             made.close()

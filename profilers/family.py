@@ -1,9 +1,10 @@
 """What a kernel family declares, and how families are found.
 
 A family is a module of this package with a tuple ``OPS``, or a study's module ``executors/<study>/profiled.py`` with
-one, for kernels that only its executor has; modules are found by name, there is no registry. Each ``Op``
-says over which axes its time varies, under which exact keys it is tabulated, how a call is prepared on a device, and
-how many operations and bytes a call needs at least (for rooflines).
+one, for kernels that only its executor has (a study that measures no grids has a ``Campaign`` there instead, see
+``workbench.study.own_campaign``); modules are found by name, there is no registry. Each ``Op`` says over which axes its
+time varies, under which exact keys it is tabulated, how a call is prepared on a device, and how many operations and
+bytes a call needs at least (for rooflines).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,12 +40,22 @@ class Work(NamedTuple):
 
 
 class GridAxis(NamedTuple):
-    """One numeric axis: where measuring starts; refinement adds multiples of ``step`` between these values."""
+    """One numeric axis: where measuring starts; refinement adds multiples of ``step`` between these values.
+
+    With a ``base`` it adds powers of it instead (sizes of states, heads of attention).
+    """
 
     name: str
     start: tuple[int, ...]
     scale: Scale = "log"
     step: int = 1
+    base: int | None = None
+
+    def nearest(self, value: float) -> int:
+        """The value nearest to ``value`` that may be measured."""
+        if self.base is not None:
+            return int(self.base ** round(math.log(value, self.base)))
+        return round(value / self.step) * self.step
 
 
 class Prepared(NamedTuple):
@@ -107,12 +119,9 @@ def in_turn(make: Callable[[], Callable[[], Any]], held_bytes: float, device: st
 
 def families() -> dict[str, tuple[Op, ...]]:
     """Every family's ops by module name, sorted."""
-    found = {}
-    for module in sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("profilers").__path__)):
-        ops = getattr(importlib.import_module(f"profilers.{module}"), "OPS", None)
-        if ops is not None:
-            found[module] = tuple(ops)
-    return found | {name: tuple(module.OPS) for name, module in profiled().items()}
+    here = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("profilers").__path__))
+    modules = {name: importlib.import_module(f"profilers.{name}") for name in here} | profiled()
+    return {name: tuple(module.OPS) for name, module in modules.items() if hasattr(module, "OPS")}
 
 
 def ops_of(names: Sequence[str], device: str) -> list[tuple[str, Op]]:

@@ -26,14 +26,16 @@ from typing import Any, Protocol
 from workbench.errors import WorkbenchError
 from workbench.spec import about, spec
 
-__all__ = ["BLOCK_S", "CROWDED", "GRAPH_CALLS", "Conditions", "CpuTimer", "CudaTimer", "Measurement", "Timer",
-           "available_cpus", "bimodal", "fixed_conditions", "measure", "median_interval"]
+__all__ = ["BLOCK_S", "CROWDED", "GRAPH_CALLS", "WATCHED_S", "Conditions", "CpuTimer", "CudaTimer", "Measurement",
+           "Timer", "available_cpus", "bimodal", "fixed_conditions", "measure", "median_interval"]
 
 BLOCK_S = 1e-3
 GRAPH_CALLS = 32
 """Calls in one CUDA graph: as many as a family has copies of its operands, so that every copy takes its turn."""
 CROWDED = ("steal", "foreign load")
 """How the complaint begins when other programs had the processors."""
+WATCHED_S = 0.05
+"""What other programs use is counted in ticks of 10 ms: in a shorter time they are not told from nothing."""
 _MIN_BLOCKS = 9
 _FEWEST_BLOCKS = 6
 _LONG_S = 2e-3
@@ -212,16 +214,17 @@ def _keep_freed_memory() -> str:
 
 
 def measure(kernel: Callable[[], Any], *, timer: Timer, target: float = 0.02, seconds: float = 1.0,
-            attempts: int = 3) -> Measurement:
+            attempts: int = 3, least_s: float = 0.0) -> Measurement:
     """Measure one kernel until the median is known to ``target`` (half-width as a share), at most ``seconds`` a try.
 
-    The kernel is called before the clock starts (compilation, caches, lazy allocation). Of ``attempts`` noisy
+    A try lasts ``least_s`` at least: below ``WATCHED_S`` nobody can say whether other programs ran meanwhile. The
+    kernel is called before the clock starts (compilation, caches, lazy allocation). Of ``attempts`` noisy
     tries the one with the narrowest interval is kept, marked as noisy.
     """
     calls = 1 if timer.block(kernel, 1) > _LONG_BLOCK_S else _calls_a_block(kernel, timer)
     best: Measurement | None = None
     for _ in range(attempts):
-        found = _once(kernel, timer, calls, target, seconds)
+        found = _once(kernel, timer, calls, target, (least_s, seconds))
         if found.noise is None:
             return found
         if best is None or found.half_width < best.half_width:
@@ -236,23 +239,27 @@ def _calls_a_block(kernel: Callable[[], Any], timer: Timer) -> int:
     while True:
         began = time.monotonic()
         took = timer.block(kernel, calls)
-        if took >= BLOCK_S or time.monotonic() - began >= 10 * BLOCK_S:
+        lasted = time.monotonic() - began
+        if took >= BLOCK_S or lasted >= 10 * BLOCK_S:
             return calls
-        calls = max(calls * 2, min(calls * 16, int(calls * BLOCK_S / max(took, 1e-9)) + 1))
+        growth = min(16.0, BLOCK_S / max(took, 1e-9), 10 * BLOCK_S / max(lasted, 1e-9))
+        calls = max(calls * 2, min(calls * 16, int(calls * growth) + 1))
 
 
-def _once(kernel: Callable[[], Any], timer: Timer, calls: int, target: float, seconds: float) -> Measurement:
+def _once(kernel: Callable[[], Any], timer: Timer, calls: int, target: float,
+          seconds: tuple[float, float]) -> Measurement:
     blocks: list[float] = []
     pids: tuple[int, ...] = getattr(timer, "pids", ())
     activity = _Activity(pids)
-    deadline = time.monotonic() + seconds
+    earliest, deadline = (time.monotonic() + s for s in seconds)
     low = high = middle = 0.0
     while True:
         blocks.append(timer.block(kernel, calls) / calls)
         if len(blocks) >= (_FEWEST_BLOCKS if blocks[0] * calls > _LONG_BLOCK_S else _MIN_BLOCKS):
             low, high = median_interval(blocks)
             middle = statistics.median(blocks)
-            if (high - low) / 2 <= target * middle or time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > earliest and ((high - low) / 2 <= target * middle or now > deadline):
                 break
     noise = activity.complaint(timer.processes - 1 - len(pids))
     if noise is None and bimodal(blocks):
@@ -333,7 +340,7 @@ class _Activity:
     def complaint(self, helpers: int) -> str | None:
         """Why the time since the start cannot be trusted, or ``None``; ``helpers`` more processes are ours."""
         before, now = self._start, self._now()
-        if before is None or now is None or now.wall - before.wall < 0.05:
+        if before is None or now is None or now.wall - before.wall < WATCHED_S:
             return None
         capacity = (now.wall - before.wall) * (os.cpu_count() or 1)
         steal = (now.steal - before.steal) / capacity

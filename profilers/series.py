@@ -146,7 +146,7 @@ class Series:
                 middle = _between(self.op.axes[j], low, high)
                 if middle is None:
                     continue
-                suffixes = sorted(lines[low].keys() & lines[high].keys())
+                suffixes = sorted(lines[low] & lines[high])
                 split = [at for suffix in suffixes if (at := (*prefix, middle, *suffix)) not in self.failed]
                 if split:
                     share = _share(self.op.axes[j], low, middle, high)
@@ -170,7 +170,7 @@ class Series:
             for prefix, lines in self._lines(j).items():
                 for low, value, high in zip(s := sorted(lines), s[1:], s[2:], strict=False):
                     share = _share(axis, low, value, high)
-                    both = lines[low].keys() & lines[value].keys() & lines[high].keys()
+                    both = lines[low] & lines[value] & lines[high]
                     yield j, prefix, value, [self._error(
                         ((*prefix, low, *x), (*prefix, value, *x), (*prefix, high, *x)), share) for x in both]
 
@@ -190,11 +190,11 @@ class Series:
                                    + share * math.log(high_s / self._shape[high]))
         return min(max(found, min(low_s, high_s)), max(low_s, high_s))
 
-    def _lines(self, j: int) -> dict[At, dict[int, dict[At, float]]]:
-        """outer values -> value of axis ``j`` -> inner values -> seconds."""
-        lines: dict[At, dict[int, dict[At, float]]] = defaultdict(lambda: defaultdict(dict))
-        for at, found in self.points.items():
-            lines[at[:j]][at[j]][at[j + 1:]] = found.median_s
+    def _lines(self, j: int) -> dict[At, dict[int, set[At]]]:
+        """outer values -> value of axis ``j`` -> inner values measured there."""
+        lines: dict[At, dict[int, set[At]]] = defaultdict(lambda: defaultdict(set))
+        for at in self.points:
+            lines[at[:j]][at[j]].add(at[j + 1:])
         return lines
 
 
@@ -226,11 +226,10 @@ def _share(axis: GridAxis, low: float, value: float, high: float) -> float:
 
 
 def _between(axis: GridAxis, low: int, high: int) -> int | None:
-    """The value half-way in the axis' own scale, a multiple of its step; absent when the gap is too narrow."""
+    """The value that may be measured half-way in the axis' own scale; absent when the gap is too narrow."""
     if axis.scale == "log" and high / low < _NARROWEST**2:
         return None
-    exact = math.sqrt(low * high) if axis.scale == "log" else (low + high) / 2
-    middle = round(exact / axis.step) * axis.step
+    middle = axis.nearest(math.sqrt(low * high) if axis.scale == "log" else (low + high) / 2)
     return middle if low < middle < high else None
 
 

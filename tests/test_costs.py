@@ -19,7 +19,6 @@ from workbench.costs import (
     Cost,
     CountedCosts,
     FallbackCosts,
-    JudgedCosts,
     Prior,
     ProfileTable,
     Provenance,
@@ -332,7 +331,7 @@ def test_a_prior_survives_the_disk_and_needs_log_times(tmp_path: Path) -> None:
 def test_the_error_behind_a_plan_is_weighed_by_seconds_and_unknown_as_soon_as_one_answer_is() -> None:
     known = Provenance(id="i", origin="o", device="d", error_p90=0.10, error_point=0.02)
     sure = dataclasses.replace(table([[1], [3]], [1.0, 3.0], op="a"), provenance=known)
-    costs = JudgedCosts(TableCosts([sure, table([[1], [3]], [1.0, 3.0], op="b")]))
+    costs = CountedCosts(TableCosts([sure, table([[1], [3]], [1.0, 3.0], op="b")]))
     assert costs.error() is None
     assert costs.cost("a", x=1) == Cost(1.0, "measured")
     assert costs.error() == pytest.approx(0.02)
@@ -340,10 +339,10 @@ def test_the_error_behind_a_plan_is_weighed_by_seconds_and_unknown_as_soon_as_on
     assert costs.error() == pytest.approx((0.02 * (1 + 1 + 3) + 0.10 * 2) / 7)
     costs.cost("b", x=1)
     assert costs.error() is None, "a table that says no error"
-    beyond = JudgedCosts(TableCosts([sure]))
+    beyond = CountedCosts(TableCosts([sure]))
     beyond.cost("a", x=9)
     assert beyond.error() is None, "extrapolated"
-    fallen = JudgedCosts(FallbackCosts(TableCosts([sure]), Flat()))
+    fallen = CountedCosts(FallbackCosts(TableCosts([sure]), Flat()))
     fallen.cost("other", x=1)
     assert fallen.error() is None
 

@@ -110,6 +110,34 @@ def test_an_interrupt_keeps_the_points_and_writes_the_tables(on_op: Any, tmp_pat
     assert load_tables(tmp_path)[0].knots("x") == [1.0, 256.0]
 
 
+def test_all_grids_are_covered_before_any_is_refined_whatever_threads_they_use(on_op: Any, tmp_path: Path) -> None:
+    asked: list[tuple[str, int]] = []
+    freed: list[int] = []
+
+    def formula(point: Any) -> float:
+        asked.append((point["kind"], point["x"]))
+        return 1e-3 * (1 + point["x"] ** 0.5)
+
+    ops = [scripted(formula, name=name, variants=({"kind": name},), threads=threads,
+                    finish=lambda: freed.append(len(asked)))
+           for name, threads in (("one", 1), ("all", 0))]
+    on_op(*ops, folder=tmp_path).run(30.0, silent)
+    assert set(asked[:6]) == {(name, x) for name in ("one", "all") for x in (1, 16, 256)}
+    assert len(asked) > 12
+    assert set(freed) == {len(asked)}, "what calls share is freed once all is measured"
+
+
+def test_an_axis_of_powers_gets_no_other_values(on_op: Any, tmp_path: Path) -> None:
+    def bent(point: Any) -> float:
+        return 1e-3 * max(1.0, point["x"] / 300)
+
+    op = scripted(bent, axes=(GridAxis("x", (1, 64, 4096), base=2),))
+    on_op(op, folder=tmp_path, target=0.001).run(30.0, silent)
+    knots = load_tables(tmp_path)[0].knots("x")
+    assert {256.0, 512.0} < set(knots)
+    assert all(float(x).is_integer() and int(x).bit_count() == 1 for x in knots)
+
+
 def test_the_budget_is_kept(on_op: Any, tmp_path: Path) -> None:
     def slow(point: Any) -> float:
         time.sleep(0.02)
@@ -217,6 +245,7 @@ def test_families_are_found_and_unknown_names_get_the_nearest() -> None:
     found = families()
     assert {"gemm", "attention", "pq", "lsh", "memory"} <= set(found)
     assert "harness" not in found
+    assert "orchestration" not in found, "it has a campaign of its own, and no grids"
     with pytest.raises(SpecError, match="gemm"):
         ops_of(["gem"], "cpu")
     assert {op.name for _, op in ops_of(["attention_decode"], "cpu")} == {"attention_decode"}

@@ -78,12 +78,10 @@ def test_plans_on_this_machine_extrapolate_nothing_and_have_a_range(study: str, 
     assert code == 0, err
     plan = json.loads(out)["plan"]
     assert set(plan["sources"]) <= {"measured", "interpolated"}
-    error = plan["certificate"]["cost_error"]
-    if study == "placement":
-        assert 0 < error < 0.5
+    assert 0 < plan["certificate"]["cost_error"] < 0.5
     code, out, err = wb("plan", str(SPECS / f"{study}.toml"))
     assert code == 0, err
-    assert ("low, high" in out) == (error is not None)
+    assert "low, high" in out
 
 
 def test_the_page_of_a_plan_says_how_sure_its_times_are(profiles: Path, wb: Any, tmp_path: Path,

@@ -355,8 +355,7 @@ def _profile(args: argparse.Namespace) -> int:
         say(f"interrupted; finished points are kept. next: wb profile --profiles {args.profiles}")
         raise
     emit(args, {"folder": args.profiles, "tables": rows}, lambda: table(rows))
-    section = getattr(campaign, "section", f'source = "measured", folder = "{args.profiles}"')
-    say(f"tables: {args.profiles}; in a spec: [costs] {section}")
+    say(f"tables: {args.profiles}; in a spec: [costs] {campaign.section}")
     return 0
 
 

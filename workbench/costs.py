@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from workbench.costtables import (
     RANK,
@@ -43,7 +43,6 @@ __all__ = [
     "CostModel",
     "CountedCosts",
     "FallbackCosts",
-    "JudgedCosts",
     "Prior",
     "ProfileTable",
     "Provenance",
@@ -259,41 +258,7 @@ def _knots(model: CostModel, op: str, axis: str, **point: float | int | str) -> 
 
 
 class CountedCosts:
-    """A cost model that remembers how its answers were known, for the shares a plan reports."""
-
-    def __init__(self, model: CostModel) -> None:
-        self._model = model
-        self.answers: Counter[Source] = Counter()
-
-    def cost(self, op: str, **point: float | int | str) -> Cost:
-        """The inner model's answer, counted."""
-        found = self._model.cost(op, **point)
-        self.answers[found.source] += 1
-        return found
-
-    def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
-        """The inner model's answers, counted; see ``SweepCosts``."""
-        seconds, ranks = sweep(self._model, op, over, **point)
-        for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True):
-            self.answers[SOURCES[rank]] += int(count)
-        return seconds, ranks
-
-    def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
-        """Measured values of ``axis`` in the inner model; ``MissingProfile`` when it has no such table."""
-        return _knots(self._model, op, axis, **point)
-
-    def provenance(self) -> Mapping[str, Provenance]:
-        """The inner model's tables."""
-        return self._model.provenance()
-
-    def shares(self) -> dict[Source, float]:
-        """Share of the answers by source (sums to 1; empty when nothing was asked)."""
-        total = sum(self.answers.values())
-        return {s: self.answers[s] / total for s in SOURCES if self.answers[s]}
-
-
-class JudgedCosts:
-    """A cost model that remembers how uncertain its answers were, by the seconds they stand for.
+    """A cost model that remembers how its answers were known: how many by source, and how uncertain, by seconds.
 
     A measured answer is as uncertain as its table's points, an interpolated one as the table's left-out points at
     their 90th percentile; what is extrapolated, analytic, or from a table without errors has none that is known.
@@ -301,18 +266,20 @@ class JudgedCosts:
 
     def __init__(self, model: CostModel) -> None:
         self._model = model
+        self.answers: Counter[Source] = Counter()
         self._seconds = self._off = self._unknown = 0.0
 
     def cost(self, op: str, **point: float | int | str) -> Cost:
-        """The inner model's answer."""
+        """The inner model's answer, counted."""
         found = self._model.cost(op, **point)
-        self._take(op, point, np.array([found.seconds]), np.array([RANK[found.source]]))
+        self._take(op, point, found.source, 1, found.seconds)
         return found
 
     def sweep(self, op: str, over: Mapping[str, ArrayLike], **point: float | int | str) -> tuple[Floats, Ranks]:
-        """The inner model's answers; see ``SweepCosts``."""
+        """The inner model's answers, counted; see ``SweepCosts``."""
         seconds, ranks = sweep(self._model, op, over, **point)
-        self._take(op, {**point, **over}, np.ravel(seconds), np.ravel(ranks))
+        for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True):
+            self._take(op, {**point, **over}, SOURCES[rank], int(count), float(seconds[ranks == rank].sum()))
         return seconds, ranks
 
     def knots(self, op: str, axis: str, **point: float | int | str) -> list[float]:
@@ -323,19 +290,22 @@ class JudgedCosts:
         """The inner model's tables."""
         return self._model.provenance()
 
-    def _take(self, op: str, point: Mapping[str, Any], seconds: Floats, ranks: NDArray[Any]) -> None:
-        errors: tuple[float | None, ...] = ()
+    def _take(self, op: str, point: Mapping[str, Any], source: Source, count: int, seconds: float) -> None:
+        self.answers[source] += count
+        error = None
         if isinstance(self._model, TableCosts):
             where = self._model.table(op, point).provenance
-            errors = (where.error_point, where.error_p90)
-        for rank in range(len(SOURCES)):
-            total = float(seconds[ranks == rank].sum())
-            error = errors[rank] if rank < len(errors) else None
-            if error is None:
-                self._unknown += total
-            else:
-                self._off += error * total
-                self._seconds += total
+            error = {"measured": where.error_point, "interpolated": where.error_p90}.get(source)
+        if error is None:
+            self._unknown += seconds
+        else:
+            self._off += error * seconds
+            self._seconds += seconds
+
+    def shares(self) -> dict[Source, float]:
+        """Share of the answers by source (sums to 1; empty when nothing was asked)."""
+        total = sum(self.answers.values())
+        return {s: self.answers[s] / total for s in SOURCES if self.answers[s]}
 
     def error(self) -> float | None:
         """Mean relative error of the answers, weighted by seconds; ``None`` unless every answer's error is known.

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 
 from workbench import study as studies
-from workbench.costs import CostModel, JudgedCosts, TableCosts, open_costs
+from workbench.costs import CostModel, CountedCosts, TableCosts, open_costs
 from workbench.errors import CheckFailed, NotBuilt, SpecError, WorkbenchError, nearest
 from workbench.outcome import Outcome
 from workbench.plan import Violation
@@ -62,12 +62,12 @@ class Job:
 
     def plan(self) -> Any:
         """Search for a plan with the chosen planner; its certificate says how sure the costs behind it are."""
-        judged = JudgedCosts(self.costs)
+        counted = CountedCosts(self.costs)
         with self._next_is_the_schema():
             plan = self.study.planner.plan(
-                self.problem, judged, planner=self.planner.name or next(iter(self.study.planner.PLANNERS)),
+                self.problem, counted, planner=self.planner.name or next(iter(self.study.planner.PLANNERS)),
                 solver=self.planner.solver, time_limit_s=self.planner.time_limit_s, seed=self.planner.seed)
-        return replace(plan, certificate=replace(plan.certificate, cost_error=judged.error()))
+        return replace(plan, certificate=replace(plan.certificate, cost_error=counted.error()))
 
     @contextlib.contextmanager
     def _next_is_the_schema(self) -> Iterator[None]:

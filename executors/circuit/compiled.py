@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import warnings
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from executors.circuit.emit import Program
 from executors.circuit.interpreted import Interpreter
+from profilers.harness import available_cpus
 from workbench.errors import NotBuilt
 from workbench.native import built
 
@@ -90,7 +90,7 @@ class Compiled:
 
 def threads_available() -> int:
     """Processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(available_cpus())
 
 
 @functools.cache

@@ -170,9 +170,8 @@ def _no_cupy(device: str) -> str | None:
 
 
 _BYTES: tuple[dict[str, str | int], ...] = ({"amplitude_bytes": 8}, {"amplitude_bytes": 16})
-_STATES = GridAxis("amplitudes", (1 << 14, 1 << 18, 1 << 22), step=1 << 62)
-_FEW_STATES = GridAxis("amplitudes", (1 << 14, 1 << 22), step=1 << 62)
-_GPU_STATES = GridAxis("amplitudes", (1 << 20, 1 << 24, 1 << 28), step=1 << 62)
+_STATES = GridAxis("amplitudes", (1 << 14, 1 << 18, 1 << 22), base=2)
+_GPU_STATES = GridAxis("amplitudes", (1 << 20, 1 << 24, 1 << 28), base=2)
 _WIDTHS = GridAxis("qubits", (1, 2, 3, 4, 5, 6), "linear")  # an operation of the compiled engine holds six address bits
 _GPU_WIDTHS = GridAxis("qubits", (1, 2, 3, 4, 5, 6, 7), "linear")
 _ACTIVE = GridAxis("qubits", (0, 8), "linear")
@@ -185,5 +184,5 @@ OPS = (
        threads=0, lacking=_no_cupy),
     Op(name="tile_gate", about="one more gate inside a tile", prepare=_prepare_gate, threads=0, lacking=_no_cupy,
        variants=tuple({**size, "gate": name} for size in _BYTES for name in CLASSES),
-       work=lambda p: Work(16.0 * int(p["amplitudes"]), 1.0), axes=(_FEW_STATES,), on_cuda={"axes": (_GPU_STATES,)}),
+       work=lambda p: Work(16.0 * int(p["amplitudes"]), 1.0), axes=(_STATES,), on_cuda={"axes": (_GPU_STATES,)}),
 )

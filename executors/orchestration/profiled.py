@@ -13,14 +13,11 @@ from typing import Any
 
 from planners.orchestration.enumeration import enumerate_kernels
 from planners.orchestration.load import program_graph
-from profilers.family import Op
 from workbench.errors import SpecError
 from workbench.job import open_job
 
-__all__ = ["OPS", "Campaign"]
+__all__ = ["Campaign"]
 
-OPS: tuple[Op, ...] = ()
-"""No grids here: see ``Campaign``."""
 _KERNEL_S = 2.0
 
 

@@ -24,7 +24,6 @@ from profilers.family import GridAxis, Op, Point, Prepare, Prepared, Work
 __all__ = ["OPS"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_NEVER = 1 << 62
 _LEAST_TENSORS = 2
 _MOST_COPIES = 32
 _COLD_BYTES = 96 << 20
@@ -192,9 +191,9 @@ _DENSE = (GridAxis("inputs", (64, 512, 2048), step=16), GridAxis("width", (64, 5
 _GPU_DENSE = (GridAxis("inputs", (256, 1024, 4096), step=64), GridAxis("width", (256, 1024, 4096), step=64),
               GridAxis("samples", (1, 32, 1024)))
 _ENCODER = (GridAxis("width", (64, 256), step=64), GridAxis("hidden", (256, 1024), step=64),
-            GridAxis("heads", (4, 16), step=_NEVER), GridAxis("tokens", (16, 128), step=8), GridAxis("samples", (1, 8)))
+            GridAxis("heads", (4, 16), base=2), GridAxis("tokens", (16, 128), step=8), GridAxis("samples", (1, 8)))
 _GPU_ENCODER = (GridAxis("width", (512, 2048), step=64), GridAxis("hidden", (2048, 8192), step=64),
-                GridAxis("heads", (8, 32), step=_NEVER), GridAxis("tokens", (128, 1024), step=8),
+                GridAxis("heads", (8, 32), base=2), GridAxis("tokens", (128, 1024), step=8),
                 GridAxis("samples", (1, 8, 64)))
 _TABLE = (GridAxis("rows", (1 << 10, 1 << 15), step=64), GridAxis("dim", (16, 64), step=16),
           GridAxis("bag", (1, 32)), GridAxis("samples", (1, 64)))

@@ -109,7 +109,7 @@ def _inside(known: ProfileTable, said: float, true: float) -> bool:
 
 
 def drawn(series: Series, count: int, rng: np.random.Generator) -> Iterator[At]:
-    """Points inside the grid and not on it; an axis that cannot be refined gives middles of its starting values."""
+    """Points inside the grid that were not measured, evenly in each axis' own scale."""
     seen = set(series.points)
     for _ in range(20 * count):
         at = tuple(_draw(axis, rng) for axis in series.op.axes)
@@ -123,12 +123,8 @@ def drawn(series: Series, count: int, rng: np.random.Generator) -> Iterator[At]:
 
 def _draw(axis: GridAxis, rng: np.random.Generator) -> int:
     low, high = axis.start[0], axis.start[-1]
-    if axis.step >= high:
-        pairs = list(zip(axis.start, axis.start[1:], strict=False))
-        a, b = pairs[rng.integers(len(pairs))]
-        return math.isqrt(a * b) if axis.scale == "log" else (a + b) // 2
     value = math.exp(rng.uniform(math.log(low), math.log(high))) if axis.scale == "log" else rng.uniform(low, high)
-    return min(max(round(value / axis.step) * axis.step, axis.step, low), high)
+    return min(max(axis.nearest(value), low), high)
 
 
 def main() -> None:
