@@ -1,7 +1,7 @@
 """Primitive graphs run as they are written, primitive by primitive: the meaning of ``planners.orchestration.graph``.
 
-Slow and plain on purpose: rewrites, captures and stitched programs are held against it. ``computed`` gives tensors of the
-graph by name, ``outputs`` the program's results; which of several producers makes a tensor is the caller's choice.
+Slow and plain on purpose: rewrites, captures and stitched programs are held against it. ``computed`` gives tensors of
+the graph by name, ``outputs`` the results; which of several producers makes a tensor is the caller's choice.
 """
 
 from __future__ import annotations

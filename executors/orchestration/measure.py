@@ -1,8 +1,9 @@
 """One kernel's time as a program will see it: operands as cold and as warm as the kernel before leaves them.
 
 Before every timed call the caches are swept with as many bytes as one run of the program moves (at most twice the last
-level), then the data operands are written again in order, as the kernels before would; weights stay where the sweep
-left them. Only the call itself is timed, on the thread's own CPU clock where one thread works, so that other
+level), then memory for the results is touched and given back, since the allocator hands out what the program has just
+freed, and the data operands are written again in order, as the kernels before would; weights stay where the sweep left
+them. Only the call itself is timed, on the thread's own CPU clock where one thread works, so that other
 processes on the machine cost precision and not truth. Conditions and statistics are those of ``profilers.harness``.
 """
 
@@ -131,6 +132,8 @@ class Subject:
     def before(self) -> None:
         """Leave the caches as the program would."""
         torch.sum(self.sweep)
+        touched = [torch.empty_like(w, dtype=torch.float32).fill_(0.0) for w in self.wanted]
+        del touched
         for x in self.data():
             if x.dtype.is_floating_point:
                 x.mul_(1.0)
