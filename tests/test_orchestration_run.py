@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,7 +150,7 @@ def test_elementwise_steps_write_where_nobody_reads_any_more() -> None:
 def test_measuring_scales_a_sample_and_takes_its_own_cost_off() -> None:
     ticks = iter(range(0, 10**9, 50))
     timer = ContextTimer(lambda: None, threads=2)
-    timer.clock, timer._overhead = lambda: next(ticks), 10
+    timer.clock, timer.overhead_ns = lambda: next(ticks), 10
     assert timer.block(lambda: None, 1000) == pytest.approx(40e-9 * 1000)
 
 
@@ -305,6 +307,33 @@ def test_a_tuned_plan_is_proven_and_tuning_again_measures_nothing(tuned: Tuned) 
     again = tune(tuned.problem, folder=tuned.done.store.parent)
     assert (again.measured, again.compiled, again.compilations) == (0, 0, 0)
     assert [k.primitives for k in again.plan.kernels] == [k.primitives for k in tuned.plan.kernels]
+
+
+def test_what_is_off_in_the_program_is_timed_in_it(tuned: Tuned, tmp_path: Path) -> None:
+    """A kernel that was lucky when it was measured is in the plan for that; the plan's times must not stay so."""
+    folder = shutil.copytree(tuned.done.store.parent, tmp_path / "store")
+    store = Store(folder, {k: v for k, v in read(tuned.done.store).conditions.items() if k != "date"})
+    for kernel in tuned.plan.kernels:
+        store.add(kernel.structure, kernel.backend, kernel.seconds / 4)
+    done = tune(tuned.problem, folder=folder, gap=0.01)
+    assert done.compiled == 0
+    assert done.predicted_s > 0.5 * done.stitched_s
+    rows = [json.loads(line) for line in store.path.read_text().splitlines()]
+    assert {r["kernel"] for r in rows if r.get("in_place")} >= {k.structure for k in tuned.plan.kernels}
+    again = tune(tuned.problem, folder=folder, gap=0.01)
+    assert again.measured == 0
+    assert again.predicted_s == done.predicted_s
+    assert again.plan.kernels == done.plan.kernels
+
+
+def test_a_tuning_that_time_ended_is_not_taken_up_again(tmp_path: Path) -> None:
+    problem = Problem(program=Program(inline=program(instance_norm(pad=True))), backends=QUICK)
+    done = tune(problem, folder=tmp_path, kernel_s=0.002, time_limit_s=0.0)
+    again = tune(problem, folder=tmp_path, kernel_s=0.002, time_limit_s=0.0)
+    assert (again.measured, again.compiled) == (0, 0)
+    assert again.plan.kernels == done.plan.kernels
+    longer = tune(problem, folder=tmp_path, kernel_s=0.002, time_limit_s=60.0)
+    assert longer.plan.certificate.status == "optimal"
 
 
 def test_the_stitched_program_equals_the_captured_one_also_for_large_logits(tuned: Tuned) -> None:

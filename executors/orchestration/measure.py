@@ -1,10 +1,12 @@
 """One kernel's time as a program will see it: operands as cold and as warm as the kernel before leaves them.
 
-Before every timed call the caches are swept with as many bytes as one run of the program moves (at most twice the last
-level), then memory for the results is touched and given back, since the allocator hands out what the program has just
-freed, and the data operands are written again in order, as the kernels before would; weights stay where the sweep left
-them. Only the call itself is timed, on the thread's own CPU clock where one thread works, so that other
-processes on the machine cost precision and not truth. Conditions and statistics are those of ``profilers.harness``.
+Before every timed call memory for the results is touched and given back, since the allocator hands out what the program
+has just freed, and the data operands are written again in order, as the kernels before would. Weights are as cold as a
+run of the program leaves them: where a kernel has any, the caches are swept first with as many bytes as a run moves (at
+most twice the last level), and a twin of the kernel with other weights runs, so that the sweep does not cool the code
+too, which the program's other kernels keep warm. Only the call itself is timed, on the thread's own CPU clock where one
+thread works, so that other processes on the machine cost precision and not truth. Conditions and statistics are those
+of ``profilers.harness``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ __all__ = ["CACHES", "TOLERANCE", "Cache", "ContextTimer", "Subject", "cache_for
 
 Cache = Literal["warm", "cold"]
 CACHES: dict[str, int] = {"warm": 6 << 20, "cold": 64 << 20}
-"""Bytes swept before a timed call: beyond the second level of cache, or beyond the last."""
+"""Bytes swept before a timed call of a kernel with weights: beyond the second level of cache, or beyond the last."""
 TOLERANCE = 5e-5
 """Error of a kernel that is put down to rounding: about three times the worst that any back-end showed (1.8e-5) where
 eager PyTorch itself kept to a third of it, over kernels of all shipped programs."""
@@ -46,14 +48,17 @@ def cache_for(touched_bytes: int) -> Cache:
 
 
 class ContextTimer:
-    """Times calls one by one with ``before`` in between; a block of many calls is a sample of a few, scaled."""
+    """Times calls one by one with ``before`` in between; a block of many calls is a sample of a few, scaled.
+
+    ``clock`` gives nanoseconds: the thread's own where one thread works; reading it twice takes ``overhead_ns``.
+    """
 
     processes = 1
 
     def __init__(self, before: Callable[[], Any], *, threads: int) -> None:
-        self._before = before
+        self.before = before
         self.clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
-        self._overhead = min(self._gap() for _ in range(200))
+        self.overhead_ns = min(self._gap() for _ in range(200))
 
     def _gap(self) -> int:
         began = self.clock()
@@ -64,10 +69,10 @@ class ContextTimer:
         sample = min(calls, _FEW)
         total = 0
         for _ in range(sample):
-            self._before()
+            self.before()
             began = self.clock()
             kernel()
-            total += self.clock() - began - self._overhead
+            total += self.clock() - began - self.overhead_ns
         return max(total, 1) * 1e-9 / sample * calls
 
 
@@ -120,23 +125,35 @@ class Subject:
         allowed = max(TOLERANCE, _ROUNDING * rounding if math.isfinite(rounding) else 0.0)
         return cls(structure, device, threads, cache, inputs, wanted, allowed, sweep)
 
-    def fixed(self) -> Operands:
-        """The weights among the operands."""
-        return Operands({i: x for i, (x, v) in enumerate(zip(self.inputs, self.structure.inputs, strict=True))
+    def fixed(self, *, copied: bool = False) -> Operands:
+        """The weights among the operands, or copies of them."""
+        return Operands({i: x.clone() if copied else x
+                         for i, (x, v) in enumerate(zip(self.inputs, self.structure.inputs, strict=True))
                          if v.role == "weight"}, self.device)
 
     def data(self) -> list[torch.Tensor]:
         """The data among the operands."""
         return [x for x, v in zip(self.inputs, self.structure.inputs, strict=True) if v.role == "data"]
 
-    def before(self) -> None:
-        """Leave the caches as the program would."""
-        torch.sum(self.sweep)
+    def before(self, twin: Callable[..., Any] | None = None) -> None:
+        """Leave the caches as the program would; ``twin`` is the kernel with other weights, where it has any."""
+        if twin is not None:
+            torch.sum(self.sweep)
+            twin(*self.data())
+        torch.sum(self.sweep[:CACHES["warm"] // self.sweep.element_size()])
         touched = [torch.empty_like(w, dtype=torch.float32).fill_(0.0) for w in self.wanted]
         del touched
         for x in self.data():
             if x.dtype.is_floating_point:
                 x.mul_(1.0)
+
+    def _call(self, backend: str, payload: Payload, fixed: Operands) -> Callable[..., Any]:
+        try:
+            return function(BACKENDS[backend].fragment(self.structure, payload, fixed), self.structure)
+        except Cannot:
+            raise
+        except Exception as failure:  # libraries raise what they like
+            raise Cannot(f"{type(failure).__name__}: {first_line(failure)}") from failure
 
     def measure(self, backend: str, payload: Payload, *, best_s: float, seconds: float
                 ) -> tuple[Measurement, float]:
@@ -148,25 +165,25 @@ class Subject:
             Cannot: no kernel, a wrong result, a wrong layout, or a failure at run time.
         """
         with torch.no_grad():
+            data = self.data()
+            call = self._call(backend, payload, self.fixed())
             try:
-                fragment = BACKENDS[backend].fragment(self.structure, payload, self.fixed())
-                call = function(fragment, self.structure)
-                data = self.data()
-                error = self._check(call(*data))
-            except Cannot:
-                raise
+                made = call(*data)
             except Exception as failure:  # libraries raise what they like
                 raise Cannot(f"{type(failure).__name__}: {first_line(failure)}") from failure
-            timer: Timer = (CudaTimer() if self.device == "cuda" else
-                            ContextTimer(self.before, threads=self.threads))
+            error = self._check(made)
 
             def kernel() -> Any:
                 return call(*data)
 
+            timer: Timer = CudaTimer() if self.device == "cuda" else ContextTimer(self.before, threads=self.threads)
             quick = min(timer.block(kernel, 1) for _ in range(2))
             if quick > 2 * best_s:
                 return Measurement(median_s=quick, min_s=quick, interval_s=(quick, quick), blocks=2, calls=1,
                                    noise="measured twice only: far above the best"), error
+            if self.device != "cuda" and self.fixed().fixed:
+                twin = self._call(backend, payload, self.fixed(copied=True))
+                timer = ContextTimer(lambda: self.before(twin), threads=self.threads)
             return measure(kernel, timer=timer, target=0.02, seconds=seconds, attempts=1), error
 
     def _check(self, made: torch.Tensor | Sequence[torch.Tensor]) -> float:

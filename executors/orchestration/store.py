@@ -93,6 +93,11 @@ class Store:
         self._append({"boundary": {"per_kernel_s": per_kernel_s, "per_byte_s": per_byte_s}, **facts})
         self.costs.boundary = per_kernel_s, per_byte_s
 
+    def set_tuned(self, name: str, stitched_s: float) -> None:
+        """Append that a tuning, named by what it was asked, came to its end, and what its program takes."""
+        self._append({"tuned": name, "seconds": stitched_s})
+        self.costs.tuned[name] = stitched_s
+
     def _artifact(self, digest: str, backend: str) -> Path:
         return self.folder / "artifacts" / f"{digest[:32]}-{backend}-{self._id}"
 

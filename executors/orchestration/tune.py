@@ -2,6 +2,10 @@
 
     floors -> best plan by floors -> measure its kernels -> … -> a plan all measured, which is the best of all
     stitched runs of that plan and of the baselines -> a + b bytes a kernel -> plan again
+    the stitched plan is off its prediction -> its kernels timed in it -> plan again, a few times
+
+A plan is chosen for what its kernels cost alone, so of kernels that cost about the same it holds those that were lucky
+when they were measured: hence the last step, after which the times of a plan's kernels are those that they have in it.
 
 Times, artifacts and the boundary go to the store as soon as they are known: an interrupted tuning goes on where it
 stopped, and a second one measures and compiles nothing.
@@ -31,12 +35,16 @@ from planners.orchestration.planning import profile
 from planners.orchestration.problem import Plan, Problem
 from profilers.harness import fixed_conditions
 from workbench.errors import MissingProfile
+from workbench.spec import content_id, dump
 
 __all__ = ["BASELINES", "Tuned", "cache_of", "fit_boundary", "open_store", "stitched_seconds", "tune"]
 
 BASELINES = ("singletons", "greedy-fusion", "whole-graph")
 """Planners whose kernels are measured too, so that their plans stand beside the best one."""
 _ROUNDS = 30
+_CLOSE = 0.03
+"""A prediction so near to the stitched time is left alone."""
+_LEAST_S = 1e-8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +94,12 @@ def open_store(folder: Path | str, *, device: str, threads: int, cache: Cache) -
 def stitched_seconds(program: Stitched, inputs: Sequence[torch.Tensor], *, cache: Cache, threads: int,
                      rounds: int = _ROUNDS) -> float:
     """Least time of a whole run, with the caches swept before each as they are before a kernel that is measured."""
+    timer = _program_timer(inputs, cache, threads)
+    program(*inputs)
+    return min(timer.block(lambda: program(*inputs), 1) for _ in range(rounds))
+
+
+def _program_timer(inputs: Sequence[torch.Tensor], cache: Cache, threads: int) -> ContextTimer:
     sweep = torch.zeros(CACHES[cache] // 4)
 
     def before() -> None:
@@ -94,9 +108,25 @@ def stitched_seconds(program: Stitched, inputs: Sequence[torch.Tensor], *, cache
             if x.dtype.is_floating_point:
                 x.mul_(1.0)
 
-    timer = ContextTimer(before, threads=threads)
-    program(*inputs)
-    return min(timer.block(lambda: program(*inputs), 1) for _ in range(rounds))
+    return ContextTimer(before, threads=threads)
+
+
+def _seconds_in_place(plan: Plan, program: Stitched, inputs: Sequence[torch.Tensor], *, cache: Cache, threads: int
+                      ) -> dict[tuple[str, str], float]:
+    """What the plan's kernels take in its program, boundaries taken off: (structure, back-end) -> seconds.
+
+    The least of several runs, and the mean over the places where the program has the same kernel.
+    """
+    timer = _program_timer(inputs, cache, threads)
+    marks = []
+    for _ in range(_ROUNDS):
+        timer.before()
+        marks.append(program.timed(timer.clock, *inputs)[1])
+    taken = (np.diff(np.array(marks), axis=1).min(axis=0) - timer.overhead_ns) * 1e-9
+    found: dict[tuple[str, str], list[float]] = {}
+    for kernel, seconds in zip(plan.kernels, taken, strict=True):
+        found.setdefault((kernel.structure, kernel.backend), []).append(float(seconds) - kernel.boundary_s)
+    return {key: max(_LEAST_S, sum(each) / len(each)) for key, each in found.items()}
 
 
 def fit_boundary(rows: Sequence[tuple[float, float, int, int]]) -> tuple[float, float]:
@@ -124,7 +154,7 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
         weights: values of the program's weights; by default those behind the problem.
         gap: share within which a plan of measured kernels is good enough.
         workers: processes that compile.
-        time_limit_s: of the search for each planner.
+        time_limit_s: of the search, from the time on when the first kernels are measured; no solving takes longer.
         kernel_s: time to spend on a kernel's measurement on one back-end.
         say: called with a line on progress.
 
@@ -135,20 +165,44 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
     began = time.perf_counter()
     there = behind(problem, device=device)
     graph, held_weights = there.graph, there.weights if weights is None else weights
-    cache = cache_of(graph)
+    cache, inputs = cache_of(graph), example_inputs(graph, device=device)
+
+    def run(plan: Plan) -> tuple[Stitched, float]:
+        program = _stitched(graph, plan, store, held_weights, device)
+        return program, stitched_seconds(program, inputs, cache=cache, threads=threads)
+
     with fixed_conditions(device=device, threads=threads) as held:
         store = Store(folder, conditions_of(held, cache=cache, onnxruntime=ortsession.version()))
+        name = content_id({"problem": dump(problem), "gap": gap, "time_limit_s": time_limit_s})
         before = store.compilations()
         shop = Workshop(store, backends=problem.backends, device=device, threads=threads, cache=cache, say=say,
                         workers=workers, kernel_s=kernel_s)
+        def planned(*planners: str, measure_s: float) -> Plan:
+            return profile(problem, store.costs, shop.measure, planners=planners, gap=gap, time_limit_s=time_limit_s,
+                           measure_s=measure_s, tell=say)
+
         try:
-            plan = profile(problem, store.costs, shop.measure, planners=("optimal", *BASELINES), gap=gap,
-                           time_limit_s=time_limit_s, tell=say)
+            plan = planned("optimal", *BASELINES, measure_s=0.0)
             if store.costs.boundary is None:
                 _fit(problem, graph, plan, store, shop, held_weights, device)
-                plan = profile(problem, store.costs, shop.measure, gap=gap, time_limit_s=time_limit_s, tell=say)
-            program = _stitched(graph, plan, store, held_weights, device)
-            whole = stitched_seconds(program, example_inputs(graph, device=device), cache=cache, threads=threads)
+            done = name in store.costs.tuned
+            deadline = time.perf_counter() + (0.0 if done else time_limit_s)
+            plan = planned("optimal", measure_s=deadline - time.perf_counter())
+            program, whole = run(plan)
+            in_place: set[tuple[str, str]] = set()
+            while device == "cpu" and not done and abs(plan.certificate.objective / whole - 1) > _CLOSE:
+                kernels = {(k.structure, k.backend) for k in plan.kernels}
+                if kernels <= in_place:
+                    break
+                say(f"{plan.certificate.objective * 1e6:.1f} us predicted, {whole * 1e6:.1f} us stitched: "
+                    f"{len(kernels)} kernels are timed in place")
+                for (digest, backend), seconds in _seconds_in_place(
+                        plan, program, inputs, cache=cache, threads=threads).items():
+                    store.add(digest, backend, seconds, in_place=True)
+                in_place |= kernels
+                plan = planned("optimal", measure_s=deadline - time.perf_counter())
+                program, whole = run(plan)
+            store.set_tuned(name, whole)
         finally:
             shop.close()
     return Tuned(plan=plan, store=store.path, measured=shop.measured, compiled=shop.compiled,

@@ -52,7 +52,8 @@ def settle(prices: Prices, allowed: Sequence[int], targets: int, search: Search,
         targets: mask of the tensors to store.
         search: how each program is solved.
         measure: measures kernels; absent: the best plan of what is known.
-        within_s: time after which the best plan of what is measured is returned; absent: the search's own limit.
+        within_s: time after the first round's measuring at which the best plan of what is measured is returned; absent:
+            the search's own limit.
         gap: share of the plan by floors within which a measured plan is good enough.
         floors: makes lower bounds from measured candidates; by default those of ``pricing``.
         tell: called with one line each round.
@@ -61,11 +62,11 @@ def settle(prices: Prices, allowed: Sequence[int], targets: int, search: Search,
         MissingProfile: no plan can be made of measured kernels, and there is no ``measure``.
     """
     kernels = prices.kernels
-    deadline = time.perf_counter() + (search.time_limit_s if within_s is None else within_s)
     fit = floors or (lambda measured: prices.floors(measured).floor_s)
     if measure is not None:
         _measure(kernels, [kernels.grown[i] for i in allowed if kernels.grown[i].kind in kernels.seeds], prices,
                  measure)
+    deadline = time.perf_counter() + (search.time_limit_s if within_s is None else within_s)
     rounds = 0
     while True:
         rounds += 1

@@ -125,7 +125,7 @@ def plan(problem: Problem, costs: CostModel, *, planner: str = "optimal", solver
 
 
 def profile(problem: Problem, costs: CostModel, measure: Measure, *, planners: Sequence[str] = ("optimal",),
-            gap: float = 0.0, time_limit_s: float = 600.0, solver: str = "highs",
+            gap: float = 0.0, time_limit_s: float = 600.0, measure_s: float | None = None, solver: str = "highs",
             tell: Callable[[str], None] = lambda _: None) -> Plan:
     """Measure, lazily, what ``planners`` need for plans that are proven best; returns the first one's plan.
 
@@ -135,7 +135,9 @@ def profile(problem: Problem, costs: CostModel, measure: Measure, *, planners: S
         measure: measures kernels given as (digest, structure) on every back-end of the problem.
         planners: for which planners; the fixed baselines are measured whole.
         gap: share within which a measured plan is good enough (see ``lazy.settle``).
-        time_limit_s: for each planner, after which the best plan of what is measured is returned.
+        time_limit_s: of the search for each planner.
+        measure_s: time after which the best plan of what is measured is returned; by default ``time_limit_s``. With 0
+            the first kernels alone are measured (``lazy``).
         solver: MILP back-end.
         tell: called with one line each round.
 
@@ -157,7 +159,7 @@ def profile(problem: Problem, costs: CostModel, measure: Measure, *, planners: S
         search = Search(solver=solver, time_limit_s=min(time_limit_s, _ROUND_S), tie_tolerance=problem.tie_tolerance,
                         gap=max(1e-9, gap / 4), once=prepared.once)
         settled = settle(prepared.prices, prepared.allowed, prepared.targets, search, measure=measure, gap=gap,
-                         within_s=time_limit_s,
+                         within_s=time_limit_s if measure_s is None else measure_s,
                          tell=lambda line, name=planner: tell(f"{name}: {line}"))  # type: ignore[misc]
         plans.append(_assemble(problem, prepared, settled, planner, solver, begin))
     return plans[0]

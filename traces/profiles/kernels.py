@@ -8,8 +8,9 @@ A store is one file of JSON lines for one set of conditions. Its first line is t
 ``{"format": 1, "conditions": {"device": "cpu", "processor": "…", "threads": 1, "torch": "2.13.0", "date": "…"}}``;
 every other line is a row, and a later row replaces an earlier one for the same key:
 ``{"kernel": digest, "backend": "eager", "seconds": 1.2e-05}``, with ``"seconds": null`` and ``"why"`` where it cannot
-run; ``{"boundary": {"per_kernel_s": 1e-06, "per_byte_s": 1e-12}}``. Rows may hold more keys (spread, runs); readers
-pass over them. A last line without its end (the writer was stopped) is passed over too.
+run; ``{"boundary": {"per_kernel_s": 1e-06, "per_byte_s": 1e-12}}``; ``{"tuned": name, "seconds": 0.004}``, a tuning
+that came to its end, and what its program takes. Rows may hold more keys (spread, runs); readers pass over them. A last
+line without its end (the writer was stopped) is passed over too.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class KernelCosts:
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     boundary: tuple[float, float] | None = None
     """Seconds a kernel adds, and seconds a byte it stores adds."""
+    tuned: dict[str, float] = field(default_factory=dict)
+    """Seconds of the programs of tunings that came to their ends, by the names of what these were asked."""
 
     def cost(self, op: str, **point: float | int | str) -> Cost:
         """Seconds of a kernel (infinite where the back-end cannot run it) or of a boundary.
@@ -111,9 +114,11 @@ def read(path: Path | str) -> KernelCosts:
                     math.inf if seconds is None else float(seconds))
             elif "boundary" in row:
                 found.boundary = float(row["boundary"]["per_kernel_s"]), float(row["boundary"]["per_byte_s"])
+            elif "tuned" in row:
+                found.tuned[str(row["tuned"])] = float(row["seconds"])
         except (KeyError, TypeError, ValueError) as error:
             raise TraceError(f"line {number} lacks or garbles {error}", where=str(path),
-                             allowed=["kernel, backend, seconds", "boundary"]) from None
+                             allowed=["kernel, backend, seconds", "boundary", "tuned, seconds"]) from None
     return found
 
 
