@@ -22,6 +22,7 @@ from planners.orchestration.graph import GraphIndex, PrimitiveGraph
 __all__ = ["Captured", "contender", "interleaved", "whole"]
 
 Program = Callable[..., Any]
+_TIMED = 2
 
 
 class Captured(torch.nn.Module):
@@ -118,22 +119,27 @@ def contender(name: str, graph: PrimitiveGraph, weights: Mapping[str, torch.Tens
 
 def interleaved(programs: Mapping[str, Program], inputs: Sequence[torch.Tensor], *, rounds: int, threads: int,
                 device: str = "cpu") -> dict[str, dict[str, float]]:
-    """Least and median seconds of every program, called in turn for ``rounds`` rounds after two calls each."""
+    """Least and median seconds of every program, taken in turn for ``rounds`` rounds.
+
+    A turn is one call that brings the program's own data back into the caches, and two that are timed: what a program
+    takes when it runs again and again, as programs do.
+    """
     clock = time.thread_time_ns if threads == 1 and device == "cpu" else time.perf_counter_ns
     wait = torch.cuda.synchronize if device == "cuda" else _nothing
     taken: dict[str, list[int]] = {name: [] for name in programs}
     with torch.no_grad():
         for program in programs.values():
-            for _ in range(2):
-                program(*inputs)
+            program(*inputs)
         names = list(programs)
         for turn in range(rounds):
             for name in names[turn % len(names):] + names[: turn % len(names)]:
-                wait()
-                began = clock()
                 programs[name](*inputs)
-                wait()
-                taken[name].append(clock() - began)
+                for _ in range(_TIMED):
+                    wait()
+                    began = clock()
+                    programs[name](*inputs)
+                    wait()
+                    taken[name].append(clock() - began)
     return {name: {"min_s": min(t) * 1e-9, "median_s": statistics.median(t) * 1e-9} for name, t in taken.items()}
 
 

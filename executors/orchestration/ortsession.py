@@ -330,10 +330,23 @@ _SPECIAL: Mapping[str, Callable[[_Writer, Step, Sequence[str]], str]] = {
 
 
 @functools.cache
+def _share_memory() -> None:
+    """Let all sessions allocate from one arena: a program of fifty sessions with an arena each touches fifty times the
+    memory, and takes a quarter more time."""
+    import onnxruntime
+
+    memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
+                                       onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({}))
+
+
+@functools.cache
 def _options(threads: int) -> Any:
     import onnxruntime
 
+    _share_memory()
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3

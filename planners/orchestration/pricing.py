@@ -56,6 +56,8 @@ class Prices:
     def __init__(self, problem: Problem, kernels: Kernels, costs: CostModel) -> None:
         self.problem, self.kernels, self.costs = problem, kernels, costs
         self.named = any(name.startswith(_NAMED) for name in costs.provenance())
+        self._tabled = problem.device is None or any(
+            name == "kernel" or name.startswith("kernel(") for name in costs.provenance())
         self._works: dict[int, Work] = {}
         self._prices: dict[int, Price | None] = {}
         self._boundary = self._boundary_rate() if problem.boundaries else (0.0, 0.0)
@@ -102,9 +104,9 @@ class Prices:
             return 0.0, 0.0
 
     def _look_up(self, grown: Grown, backends: Sequence[str]) -> Price | None:
-        digest = self.kernels.digest(grown.kind)
+        digest = self.kernels.digest(grown.kind) if self._tabled else ""
         best: Price | None = None
-        for name in backends:
+        for name in backends if self._tabled else ():
             try:
                 found = self.costs.cost("kernel", structure=digest, backend=name)
             except MissingProfile:
@@ -128,7 +130,7 @@ class Prices:
     def _roofline(self, grown: Grown) -> Cost:
         """The longer of moving the bytes and of the products, on the device's data sheet."""
         structure, device = self.kernels.structure(grown.kind), str(self.problem.device)
-        work = self.work(grown.kind)
+        work = self._works.setdefault(grown.kind, work_of(structure))
         total = self.costs.cost("elementwise", device=device, bytes=work.read_bytes + work.stored_bytes)
         compute = 0.0
         for step in structure.steps:
