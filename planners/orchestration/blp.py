@@ -32,7 +32,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,8 @@ __all__ = ["Option", "Search", "Selection", "choose", "in_order", "relaxed"]
 _RANDOM_ORDERS = 12
 _WINDOW, _WINDOW_ROUNDS, _BROKEN = 16, 6, 1e-3
 """Tensors in the longest window, rounds of rows over windows, and by how much a relaxation must break one."""
+_CORE, _CORE_SHARE = 1500, 0.4
+"""Options that branch and bound begins with, and the share of its time that it may spend on them."""
 _WHOLE = 1e-7
 """How far from whole numbers a relaxation's values may be to count as whole."""
 
@@ -59,11 +61,11 @@ class Option:
     reads: int
     members: int
     seconds: float
+    stored: int = field(init=False, compare=False)
+    """Mask of the tensors it makes."""
 
-    @property
-    def stored(self) -> int:
-        """Mask of the tensors it makes."""
-        return sum(1 << t for t in self.makes)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stored", sum(1 << t for t in self.makes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,16 +423,17 @@ def _window_rows(options: Sequence[Option], part: _Part, values: NDArray[np.floa
             groups.setdefault(option.makes[0], []).append((option, value))
     rows = []
     for place, q in enumerate(order):
-        window = 0
+        window, into = 0, set[int]()
         for t in reversed(order[max(0, place - _WINDOW):place] if q in groups else []):
             window |= 1 << t
+            into |= {k for k in makers[t] if not options[part.options[k]].reads & window}
             wanted = sum(value for option, value in groups[q] if option.reads & window)
             if wanted < _BROKEN:
                 continue
             first = sum(value for _, option, value in used if option.stored & window and not option.reads & window)
             if wanted > first + _BROKEN:
-                row = {k: 1.0 for k, i in enumerate(part.options)
-                       if options[i].stored & window and not options[i].reads & window}
+                into = {k for k in into if not options[part.options[k]].reads & window}
+                row = dict.fromkeys(into, 1.0)
                 for k in makers[q]:
                     if options[part.options[k]].reads & window and len(options[part.options[k]].makes) == 1:
                         row[k] = row.get(k, 0.0) - 1.0
@@ -547,7 +550,7 @@ def _solve(programs: _Programs, part: _Part, cuts: tuple[Cut, ...], seconds: flo
     model, run, found = programs.relaxed(part, cuts)
     values = found["run"]
     if np.abs(values - np.rint(values)).max() > _WHOLE:
-        found = require(solve(model, solver=search.solver, time_limit_s=seconds, gap=search.gap, seed=search.seed))
+        found = _branched(options, part, search, model, run, found, time.perf_counter() + seconds)
     bound = found.bound if found.bound is not None else 0.0
     proven = found.status == "optimal"
     if search.tie_tolerance and found.objective is not None:
@@ -562,3 +565,41 @@ def _solve(programs: _Programs, part: _Part, cuts: tuple[Cut, ...], seconds: flo
     total = math.fsum(options[i].seconds for i in chosen)
     rows = sum(len(block.rhs) for block in model.rows.values())
     return _Answer(chosen, total, min(bound, total), proven, rows)
+
+
+def _branched(options: Sequence[Option], part: _Part, search: Search, model: Model, run: Variables,
+              relaxation: Solution, deadline: float) -> Solution:
+    """Branch and bound among few options, then among all that could do better.
+
+    An option's reduced cost is what a plan with it takes at least beyond the relaxation. So the options of small
+    reduced cost give a good plan soon, and those whose reduced cost leads beyond that plan are in no better one.
+    """
+    assert relaxation.bound is not None and relaxation.reduced_costs is not None
+    least, beyond = relaxation.bound, -relaxation.reduced_costs["run"]
+
+    def among(kept: NDArray[np.bool_], limit: float, start: Solution | None = None) -> Solution:
+        few = model.copy()
+        if not kept.all():
+            few.add("left out", np.where(kept, 0.0, 1.0) @ run, "<=", 0.0)
+        return solve(few, solver=search.solver, time_limit_s=max(0.1, limit - time.perf_counter()), gap=search.gap,
+                     seed=search.seed, start=start)
+
+    near = np.sort(beyond)[min(_CORE, len(beyond)) - 1]
+    core = (beyond <= near) | np.array([options[i].members.bit_count() == 1 for i in part.options])
+    if core.all():
+        return require(among(core, deadline))
+    now = time.perf_counter()
+    first = among(core, now + _CORE_SHARE * (deadline - now))
+    if first.objective is None:
+        return require(among(np.ones_like(core), deadline))
+    left = least + beyond < first.objective * (1 - search.gap)
+    if first.status == "optimal" and not (left & ~core).any():
+        return replace(first, bound=max(first.bound or 0.0, least))
+    second = among(left, deadline, first if left[first["run"] > 0].all() else None)
+    if second.status == "infeasible":  # nothing that is left makes a plan
+        return replace(first, bound=first.objective, status="optimal")
+    best = first if second.objective is None or first.objective <= second.objective else second
+    assert best.objective is not None
+    bound = min(first.objective, max(least, second.bound or 0.0))
+    return replace(best, bound=bound,
+                   status="optimal" if best.objective - bound <= search.gap * best.objective else "feasible")
