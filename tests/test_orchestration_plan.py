@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +184,37 @@ def test_rows_for_states_and_windows_cut_off_no_plan(monkeypatch: pytest.MonkeyP
         assert choose(options, targets, Search()).seconds == pytest.approx(seconds, rel=1e-9)
         assert relaxed(options, targets, Search()) <= bound_s * (1 + 1e-9) <= seconds * (1 + 2e-9)
     assert any(relaxed(o, t, Search()) < 0.999 * b for o, t, _, b in cases)
+
+
+@pytest.mark.parametrize("core", [1, 8])
+def test_beginning_with_few_options_finds_the_same_optimum(core: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Branch and bound in two steps, on the paper's weak relaxation, where there is much to branch on."""
+    rng = np.random.default_rng(21)
+    monkeypatch.setattr(blp, "_state_rows", lambda *_: [])
+    monkeypatch.setattr(blp, "_window_rows", lambda *_: [])
+    inner, branched = blp._branched, []
+
+    def watched(*given: Any) -> Any:
+        branched.append(inner(*given))
+        return branched[-1]
+
+    monkeypatch.setattr(blp, "_branched", watched)
+    for _ in range(10):
+        kernels = enumerate_kernels(dag(random_dag(rng, least=10, most=14)), Limits(largest=5, whole=False))
+        times = 1.0 + rng.random(kernels.kinds)
+        options = options_of(kernels, {g: float(times[g.kind]) for g in kernels.grown}.__getitem__)
+        targets = targets_of(kernels)
+        monkeypatch.setattr(blp, "_CORE", len(options))
+        wanted = choose(options, targets, Search())
+        monkeypatch.setattr(blp, "_CORE", core)
+        found = choose(options, targets, Search())
+        assert found.proven
+        assert found.seconds == pytest.approx(wanted.seconds, rel=1e-9)
+        assert found.bound == pytest.approx(wanted.seconds, rel=1e-6)
+        loose = choose(options, targets, Search(gap=0.05))
+        assert loose.bound <= wanted.seconds * (1 + 1e-9) <= loose.seconds * (1 + 2e-9)
+        assert loose.seconds - loose.bound <= 0.05 * loose.seconds * (1 + 1e-9)
+    assert len(branched) > 10, "the relaxations were not whole"
 
 
 # --- closed forms ---------------------------------------------------------------------------------------------------

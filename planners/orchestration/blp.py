@@ -49,6 +49,8 @@ _WINDOW, _WINDOW_ROUNDS, _BROKEN = 16, 6, 1e-3
 """Tensors in the longest window, rounds of rows over windows, and by how much a relaxation must break one."""
 _CORE, _CORE_SHARE = 1500, 0.4
 """Options that branch and bound begins with, and the share of its time that it may spend on them."""
+_ROUNDING = 1e-3
+"""Share of the wanted gap that is put down to rounding."""
 _WHOLE = 1e-7
 """How far from whole numbers a relaxation's values may be to count as whole."""
 
@@ -592,14 +594,15 @@ def _branched(options: Sequence[Option], part: _Part, search: Search, model: Mod
     first = among(core, now + _CORE_SHARE * (deadline - now))
     if first.objective is None:
         return require(among(np.ones_like(core), deadline))
-    left = least + beyond < first.objective * (1 - search.gap)
+    enough = first.objective * (1 - search.gap)
+    left = least + beyond < enough
     if first.status == "optimal" and not (left & ~core).any():
-        return replace(first, bound=max(first.bound or 0.0, least))
+        return replace(first, bound=min(enough, max(first.bound or 0.0, least)))
     second = among(left, deadline, first if left[first["run"] > 0].all() else None)
     if second.status == "infeasible":  # nothing that is left makes a plan
-        return replace(first, bound=first.objective, status="optimal")
+        return replace(first, bound=enough, status="optimal")
     best = first if second.objective is None or first.objective <= second.objective else second
     assert best.objective is not None
-    bound = min(first.objective, max(least, second.bound or 0.0))
-    return replace(best, bound=bound,
-                   status="optimal" if best.objective - bound <= search.gap * best.objective else "feasible")
+    bound = min(enough, max(least, second.bound or 0.0))
+    close = best.objective - bound <= search.gap * best.objective * (1 + _ROUNDING)
+    return replace(best, bound=bound, status="optimal" if close else "feasible")
