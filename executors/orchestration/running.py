@@ -33,7 +33,7 @@ from executors.orchestration.pool import Job, Pool
 from executors.orchestration.programs import LARGE, Behind, behind, example_inputs
 from executors.orchestration.stitched import Stitched, chosen_of, stitch
 from executors.orchestration.store import Store, conditions_of
-from executors.orchestration.tune import cache_of, stitched_seconds
+from executors.orchestration.tune import cache_of
 from planners.orchestration.problem import Plan, Problem
 from profilers.harness import fixed_conditions
 from workbench.errors import SpecError
@@ -77,8 +77,7 @@ def run(problem: Problem, plan: Plan, *, device: str) -> Outcome:
             programs |= _contenders(there, device=device, threads=threads)
             times = interleaved(programs, inputs, rounds=_ROUNDS, threads=threads, device=device)
             kernels = _kernel_seconds(program, inputs, device)
-            whole = times["stitched"]["min_s"] if device == "cuda" else stitched_seconds(
-                program, inputs, cache=cache_of(there.graph), threads=threads)
+            whole = times["stitched"]["min_s"]
             probes = pd.DataFrame([row for case, scale in CASES.items()
                                    for row in _probes(there, program, case, scale)])
     measured = [min(row) for row in kernels]
