@@ -31,7 +31,7 @@ from executors.orchestration.running import CASES as INPUT_CASES  # noqa: E402
 from executors.orchestration.running import _probes, verify  # noqa: E402
 from executors.orchestration.stitched import load, save, stitch  # noqa: E402
 from executors.orchestration.store import Store  # noqa: E402
-from executors.orchestration.tune import fit_boundary, tune  # noqa: E402
+from executors.orchestration.tune import fit_boundaries, fit_boundary, tune  # noqa: E402
 from executors.orchestration.workshop import Workshop  # noqa: E402
 from planners.orchestration import Problem, Program, check  # noqa: E402
 from planners.orchestration import plan as make_plan  # noqa: E402
@@ -198,13 +198,14 @@ def test_a_store_survives_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None
     store = Store(tmp_path, CONDITIONS)
     store.add("a" * 64, "eager", 1e-3)
     store.add("a" * 64, "library", None, why="no pattern")
-    store.set_boundary(1e-6, 1e-12)
+    store.set_boundary(None, 1e-6, 1e-12)
+    store.set_boundary("eager", 2e-6, 0.0)
     whole = store.path.read_bytes()
     for cut in sorted(random.Random(0).sample(range(len(whole) - 60, len(whole)), 12)):
         store.path.write_bytes(whole[:cut])
         again = Store(tmp_path, CONDITIONS)
         assert again.costs.seconds == {("a" * 64, "eager"): 1e-3, ("a" * 64, "library"): float("inf")}
-        assert again.costs.boundary is None
+        assert again.costs.boundaries == {None: (1e-6, 1e-12)}
         again.add("b" * 64, "eager", 2e-3)
         assert read(again.path).seconds["b" * 64, "eager"] == 2e-3
 
@@ -265,6 +266,18 @@ def test_the_boundary_is_recovered_from_programs_that_have_one() -> None:
     assert per_kernel == pytest.approx(2e-6)
     assert per_byte == pytest.approx(3e-12)
     assert fit_boundary([(1.0, 1.2, 3, 10)]) == (0.0, 0.0)  # faster than its kernels: nothing to add
+
+
+def test_boundaries_are_recovered_by_back_end_from_kernels_in_programs() -> None:
+    sizes = [1 << 10, 1 << 20, 1 << 16]
+    rows = [(name, per_kernel + per_byte * n, n) for n in sizes
+            for name, per_kernel, per_byte in (("eager", 1e-6, 0.0), ("onnxruntime", 9e-6, 4e-12))]
+    found = fit_boundaries([*rows, ("inductor", 5e-6, 1)])
+    assert found["eager"] == pytest.approx((1e-6, 0.0))
+    assert found["onnxruntime"] == pytest.approx((9e-6, 4e-12))
+    assert "inductor" not in found, "one kernel says nothing of its back-end"
+    assert 1e-6 < found[None][0] < 9e-6
+    assert fit_boundaries([("eager", -1e-6, n) for n in sizes])["eager"] == (0.0, 0.0)
 
 
 @pytest.fixture(scope="module", autouse=True)

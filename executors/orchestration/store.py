@@ -88,10 +88,11 @@ class Store:
         self._append({"kernel": digest, "backend": backend, "seconds": seconds, **facts})
         self.costs.seconds[digest, backend] = float("inf") if seconds is None else seconds
 
-    def set_boundary(self, per_kernel_s: float, per_byte_s: float, **facts: Any) -> None:
-        """Append what a kernel adds to a program beyond its own time."""
-        self._append({"boundary": {"per_kernel_s": per_kernel_s, "per_byte_s": per_byte_s}, **facts})
-        self.costs.boundary = per_kernel_s, per_byte_s
+    def set_boundary(self, backend: str | None, per_kernel_s: float, per_byte_s: float, **facts: Any) -> None:
+        """Append what a kernel on a back-end (``None``: on any) adds to a program beyond its own time."""
+        named = {} if backend is None else {"backend": backend}
+        self._append({"boundary": {**named, "per_kernel_s": per_kernel_s, "per_byte_s": per_byte_s}, **facts})
+        self.costs.boundaries[backend] = per_kernel_s, per_byte_s
 
     def set_tuned(self, name: str, stitched_s: float) -> None:
         """Append that a tuning, named by what it was asked, came to its end, and what its program takes."""

@@ -1,7 +1,7 @@
 """Tuning: measure the kernels a program's plans could want, fit what boundaries cost, and plan with it.
 
     floors -> best plan by floors -> measure its kernels -> … -> a plan all measured, which is the best of all
-    stitched runs of that plan and of the baselines -> a + b bytes a kernel -> plan again
+    stitched runs of that plan and of the baselines -> a + b bytes a kernel, by back-end -> plan again
     the stitched plan is off its prediction -> its kernels timed in it -> plan again, a few times
 
 A plan is chosen for what its kernels cost alone, so of kernels that cost about the same it holds those that were lucky
@@ -37,7 +37,7 @@ from profilers.harness import fixed_conditions
 from workbench.errors import MissingProfile
 from workbench.spec import content_id, dump
 
-__all__ = ["BASELINES", "Tuned", "cache_of", "fit_boundary", "open_store", "stitched_seconds", "tune"]
+__all__ = ["BASELINES", "Tuned", "cache_of", "fit_boundaries", "fit_boundary", "open_store", "stitched_seconds", "tune"]
 
 BASELINES = ("singletons", "greedy-fusion", "whole-graph")
 """Planners whose kernels are measured too, so that their plans stand beside the best one."""
@@ -46,6 +46,7 @@ _CLOSE, _REPAIRS = 0.05, 3
 """A prediction so near to the stitched time is left alone; otherwise so many plans at most have their kernels timed in
 place. The same plan stitched twice differs by a few percent, with the places that memory gets."""
 _LEAST_S = 1e-8
+_FEW = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,23 +105,43 @@ def _nothing() -> None:
     """A program leaves the caches to itself as it finds them."""
 
 
-def _seconds_in_place(plan: Plan, program: Stitched, inputs: Sequence[torch.Tensor], *, threads: int
-                      ) -> dict[tuple[str, str], float]:
-    """What the plan's kernels take in its program, boundaries taken off: (structure, back-end) -> seconds.
-
-    The least of several runs, and the mean over the places where the program has the same kernel.
-    """
+def _in_place(program: Stitched, inputs: Sequence[torch.Tensor], *, threads: int) -> list[float]:
+    """Seconds of each kernel in its program that runs again and again: the least of several runs."""
     timer = ContextTimer(_nothing, threads=threads)
     marks = [program.timed(timer.clock, *inputs)[1] for _ in range(_ROUNDS + 1)][1:]
-    taken = (np.diff(np.array(marks), axis=1).min(axis=0) - timer.overhead_ns) * 1e-9
+    taken: list[float] = ((np.diff(np.array(marks), axis=1).min(axis=0) - timer.overhead_ns) * 1e-9).tolist()
+    return taken
+
+
+def _corrected(plan: Plan, taken: Sequence[float]) -> dict[tuple[str, str], float]:
+    """What the plan's kernels take in its program, boundaries taken off: (structure, back-end) -> seconds.
+
+    A mean over the places where the program has the same kernel.
+    """
     found: dict[tuple[str, str], list[float]] = {}
     for kernel, seconds in zip(plan.kernels, taken, strict=True):
-        found.setdefault((kernel.structure, kernel.backend), []).append(float(seconds) - kernel.boundary_s)
+        found.setdefault((kernel.structure, kernel.backend), []).append(seconds - kernel.boundary_s)
     return {key: max(_LEAST_S, sum(each) / len(each)) for key, each in found.items()}
 
 
+def fit_boundaries(rows: Sequence[tuple[str, float, int]]) -> dict[str | None, tuple[float, float]]:
+    """Back-end -> (seconds a kernel, seconds a byte) from (back-end, seconds beyond its time alone, bytes stored) of
+    kernels in programs: least squares, both not negative, of all (``None``) and of each that has three kernels."""
+    found: dict[str | None, tuple[float, float]] = {}
+    for name in (None, *dict.fromkeys(name for name, _, _ in rows)):
+        own = np.array([row[1:] for row in rows if name in (None, row[0])], dtype=float)
+        if name is not None and len(own) < _FEW:
+            continue
+        matrix = np.column_stack([np.ones(len(own)), own[:, 1]])
+        scale = matrix.max(axis=0)
+        rates, _ = nnls(matrix / scale, own[:, 0])
+        found[name] = float(rates[0] / scale[0]), float(rates[1] / scale[1])
+    return found
+
+
 def fit_boundary(rows: Sequence[tuple[float, float, int, int]]) -> tuple[float, float]:
-    """(seconds a kernel, seconds a byte) from (stitched s, sum of kernels s, kernels, bytes stored) of several plans.
+    """(seconds a kernel, seconds a byte) from (stitched s, sum of kernels s, kernels, bytes stored) of several plans,
+    where kernels cannot be timed in place (on a GPU).
 
     Least squares of the relative error of the prediction, both not negative.
     """
@@ -173,7 +194,7 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
 
         try:
             plan = planned("optimal", *BASELINES, measure_s=0.0)
-            if store.costs.boundary is None:
+            if not store.costs.boundaries:
                 _fit(problem, graph, plan, store, shop, held_weights, device)
             done = name in store.costs.tuned
             deadline = time.perf_counter() + (0.0 if done else time_limit_s)
@@ -186,7 +207,8 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
                     break
                 say(f"{plan.certificate.objective * 1e6:.1f} us predicted, {whole * 1e6:.1f} us stitched: "
                     f"{len(kernels)} kernels are timed in place")
-                for (digest, backend), seconds in _seconds_in_place(plan, program, inputs, threads=threads).items():
+                taken = _in_place(program, inputs, threads=threads)
+                for (digest, backend), seconds in _corrected(plan, taken).items():
                     store.add(digest, backend, seconds, in_place=True)
                 in_place |= kernels
                 plan = planned("optimal", measure_s=deadline - time.perf_counter())
@@ -208,8 +230,10 @@ def _stitched(graph: PrimitiveGraph, plan: Plan, store: Store, weights: Mapping[
 
 def _fit(problem: Problem, graph: PrimitiveGraph, best: Plan, store: Store, shop: Workshop,
          weights: Mapping[str, torch.Tensor], device: str) -> None:
-    """Fit the boundary from stitched runs of the best plan and of the baselines."""
-    rows = []
+    """Fit the boundaries from stitched runs of the best plan and of the baselines."""
+    programs: list[tuple[float, float, int, int]] = []
+    kernels: list[tuple[str, float, int]] = []
+    sizes = {t.name: t.nbytes for t in graph.tensors}
     inputs = example_inputs(graph, device=device)
     for plan in (best, *_baselines(problem, store)):
         try:
@@ -217,12 +241,19 @@ def _fit(problem: Problem, graph: PrimitiveGraph, best: Plan, store: Store, shop
         except Cannot as why:
             shop.say(f"a baseline cannot be stitched: {why}")
             continue
-        whole = stitched_seconds(program, inputs, threads=shop.threads)
-        rows.append((whole, sum(k.seconds for k in plan.kernels), len(plan.kernels), program.stored_bytes))
-        shop.say(f"{plan.certificate.planner}: {len(plan.kernels)} kernels, {rows[-1][1] * 1e6:.1f} us alone, "
+        whole, alone = stitched_seconds(program, inputs, threads=shop.threads), sum(k.seconds for k in plan.kernels)
+        programs.append((whole, alone, len(plan.kernels), program.stored_bytes))
+        shop.say(f"{plan.certificate.planner}: {len(plan.kernels)} kernels, {alone * 1e6:.1f} us alone, "
                  f"{whole * 1e6:.1f} us stitched")
-    per_kernel, per_byte = fit_boundary(rows)
-    store.set_boundary(per_kernel, per_byte, runs=[list(row) for row in rows])
+        if device == "cpu":
+            taken = _in_place(program, inputs, threads=shop.threads)
+            kernels += [(k.backend, seconds - k.seconds, sum(sizes[name] for name in k.outputs))
+                        for k, seconds in zip(plan.kernels, taken, strict=True)]
+    if device != "cpu":
+        store.set_boundary(None, *fit_boundary(programs), runs=[list(row) for row in programs])
+        return
+    for backend, rates in fit_boundaries(kernels).items():
+        store.set_boundary(backend, *rates, kernels=sum(backend in (None, row[0]) for row in kernels))
 
 
 def _baselines(problem: Problem, store: Store) -> list[Plan]:

@@ -1,8 +1,8 @@
 """What candidates cost: the fastest measured back-end, and a floor under kernels that nobody has measured yet.
 
 A kernel's price is min over back-ends of ``cost("kernel", structure, backend)`` plus, where fitted, the boundary
-``cost("kernel_boundary", bytes)``. Without a measured time and with ``problem.device``, the roofline of that device
-answers (back-end ``roofline``, source analytic). Costs given by primitives' names, ``cost("named_kernel", primitives =
+``cost("kernel_boundary", bytes, backend)``. Without a measured time and with ``problem.device``, the roofline of that
+device answers (back-end ``roofline``, source analytic). Costs given by primitives' names, ``cost("named_kernel", primitives =
 "a+b")``, are for worked examples; then what is not listed is no candidate.
 
 The floor of an unmeasured kernel is SAFETY times the larger of two: the largest  t0 + read/R + stored/S + flops/F +
@@ -60,7 +60,7 @@ class Prices:
             name == "kernel" or name.startswith("kernel(") for name in costs.provenance())
         self._works: dict[int, Work] = {}
         self._prices: dict[int, Price | None] = {}
-        self._boundary = self._boundary_rate() if problem.boundaries else (0.0, 0.0)
+        self._boundaries = {name: self._boundary_rate(name) for name in problem.backends} if problem.boundaries else {}
 
     def work(self, kind: int) -> Work:
         """Least work of the structure with number ``kind``."""
@@ -86,20 +86,20 @@ class Prices:
         for kind in kinds:
             self._prices.pop(kind, None)
 
-    def boundary_s(self, grown: Grown) -> float:
-        """What a kernel adds to a program beyond its own time."""
-        a, b = self._boundary
-        return a + b * self.work(grown.kind).stored_bytes if b else a
+    def boundary_s(self, grown: Grown, backend: str | None = None) -> float:
+        """What a kernel adds to a program beyond its own time; without a back-end, what it adds on any at least."""
+        rates = [self._boundaries.get(backend, (0.0, 0.0))] if backend is not None else self._boundaries.values()
+        return min((a + b * self.work(grown.kind).stored_bytes if b else a for a, b in rates), default=0.0)
 
     def floors(self, measured: Sequence[tuple[Grown, float]]) -> Floors:
         """Floors from measured candidates (finite times alone, in seconds)."""
         return Floors(self, measured)
 
-    def _boundary_rate(self) -> tuple[float, float]:
+    def _boundary_rate(self, backend: str) -> tuple[float, float]:
         """Seconds a kernel and a byte it stores add; none where none was fitted."""
         try:
-            base = self.costs.cost("kernel_boundary", bytes=0).seconds
-            return base, (self.costs.cost("kernel_boundary", bytes=1 << 20).seconds - base) / (1 << 20)
+            base, more = (self.costs.cost("kernel_boundary", bytes=n, backend=backend).seconds for n in (0, 1 << 20))
+            return base, (more - base) / (1 << 20)
         except MissingProfile:
             return 0.0, 0.0
 
@@ -111,12 +111,13 @@ class Prices:
                 found = self.costs.cost("kernel", structure=digest, backend=name)
             except MissingProfile:
                 continue
-            if best is None or found.seconds < best.seconds:
-                best = Price(found.seconds, name, found.source)
+            price = Price(found.seconds, name, found.source, self.boundary_s(grown, name))
+            if best is None or price.total_s < best.total_s:
+                best = price
         if best is None and self.problem.device is not None:
             found = self._roofline(grown)
-            best = Price(found.seconds, ROOFLINE, found.source)
-        return None if best is None else best._replace(boundary_s=self.boundary_s(grown))
+            best = Price(found.seconds, ROOFLINE, found.source, self.boundary_s(grown))
+        return best
 
     def _by_name(self, grown: Grown) -> Price | None:
         primitives = self.kernels.index.graph.primitives

@@ -1,16 +1,17 @@
 """Measured times of kernels by structure and back-end (``source = "kernels"``): the cost store of a machine.
 
 Operations: ``kernel(structure, backend)``, where ``structure`` is the digest of
-``planners.orchestration.candidates.Structure``; infinite when the back-end cannot run it. ``kernel_boundary(bytes)`` is
-what one kernel adds to a program beyond its own time, by the bytes it stores; fitted from whole programs.
+``planners.orchestration.candidates.Structure``; infinite when the back-end cannot run it. ``kernel_boundary(bytes,
+backend)`` is what one kernel adds to a program beyond its own time, by the bytes it stores; fitted from programs.
 
 A store is one file of JSON lines for one set of conditions. Its first line is the head,
 ``{"format": 1, "conditions": {"device": "cpu", "processor": "…", "threads": 1, "torch": "2.13.0", "date": "…"}}``;
 every other line is a row, and a later row replaces an earlier one for the same key:
 ``{"kernel": digest, "backend": "eager", "seconds": 1.2e-05}``, with ``"seconds": null`` and ``"why"`` where it cannot
-run; ``{"boundary": {"per_kernel_s": 1e-06, "per_byte_s": 1e-12}}``; ``{"tuned": name, "seconds": 0.004}``, a tuning
-that came to its end, and what its program takes. Rows may hold more keys (spread, runs); readers pass over them. A last
-line without its end (the writer was stopped) is passed over too.
+run; ``{"boundary": {"per_kernel_s": 1e-06, "per_byte_s": 1e-12}}``, of all back-ends or, with a key ``backend`` inside,
+of one; ``{"tuned": name, "seconds": 0.004}``, a tuning that came to its end, and what its program takes. Rows may hold
+more keys (spread, runs); readers pass over them. A last line without its end (the writer was stopped) is passed over
+too.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class KernelCosts:
     conditions: Mapping[str, str | int]
     origin: str
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
-    boundary: tuple[float, float] | None = None
-    """Seconds a kernel adds, and seconds a byte it stores adds."""
+    boundaries: dict[str | None, tuple[float, float]] = field(default_factory=dict)
+    """Seconds a kernel adds, and seconds a byte it stores adds, by back-end (``None``: those not named)."""
     tuned: dict[str, float] = field(default_factory=dict)
     """Seconds of the programs of tunings that came to their ends, by the names of what these were asked."""
 
@@ -69,8 +70,10 @@ class KernelCosts:
             key = str(point.get("structure")), str(point.get("backend"))
             if key in self.seconds:
                 return Cost(self.seconds[key], "measured")
-        elif op == "kernel_boundary" and self.boundary is not None:
-            return Cost(self.boundary[0] + self.boundary[1] * float(point.get("bytes", 0)), "interpolated")
+        elif op == "kernel_boundary":
+            found = self.boundaries.get(str(point.get("backend")), self.boundaries.get(None))
+            if found is not None:
+                return Cost(found[0] + found[1] * float(point.get("bytes", 0)), "interpolated")
         known = ["kernel", "kernel_boundary"]
         raise MissingProfile(f"{self.origin} has no such time", keys=[f"{op}({dict(point)})"],
                              allowed=None if op in known else known, next_command="wb profile orchestration")
@@ -113,7 +116,8 @@ def read(path: Path | str) -> KernelCosts:
                 found.seconds[str(row["kernel"]), str(row["backend"])] = (
                     math.inf if seconds is None else float(seconds))
             elif "boundary" in row:
-                found.boundary = float(row["boundary"]["per_kernel_s"]), float(row["boundary"]["per_byte_s"])
+                fitted = row["boundary"]
+                found.boundaries[fitted.get("backend")] = float(fitted["per_kernel_s"]), float(fitted["per_byte_s"])
             elif "tuned" in row:
                 found.tuned[str(row["tuned"])] = float(row["seconds"])
         except (KeyError, TypeError, ValueError) as error:
