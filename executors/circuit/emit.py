@@ -8,6 +8,7 @@ successor wants at the lowest addresses there, as part of its last permutation.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -372,11 +373,16 @@ class _Emitter:
 
 def _sum_over_subsets(table: npt.NDArray[np.float64]) -> None:
     """In place, from the coefficient of every product of bits to the angle of every value of the bits."""
-    if not table.any():
-        return
-    for bit in range(len(table).bit_length() - 1):
-        pairs = table.reshape(-1, 2, 1 << bit)
-        pairs[:, 1] += pairs[:, 0]
+    given = np.flatnonzero(table)
+    if len(given):
+        table[:] = table[given] @ _supersets(len(table))[given]
+
+
+@functools.cache
+def _supersets(size: int) -> npt.NDArray[np.float64]:
+    """1 where the column's bits include the row's, shape (size, size)."""
+    value = np.arange(size)
+    return ((value[:, None] & ~value) == 0).astype(np.float64)
 
 
 def emit(kernels: Sequence[TileKernel], layout: Layout, *, address_bits: int, lanes: int, run: int,
