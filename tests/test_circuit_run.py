@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executors.circuit import run, simulate, verify
+from executors.circuit import profiled, run, simulate, verify
 from executors.circuit.compiled import CACHED_BYTES, Compiled, Engine, engine, native_engine
 from executors.circuit.costs import (
     CLASSES,
@@ -529,6 +529,24 @@ def test_fitted_costs_are_never_negative() -> None:
     found = fit([{"a": 1.0}, {"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 2.0}], [1.0, 0.9, 0.8])
     assert found["b"] == 0
     assert 0.8 < found["a"] < 1.0
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", profiled.CLASSES)
+def test_gates_that_are_profiled_are_applied_as_often_as_counted_and_keep_the_norm(name: str) -> None:
+    """Their operations run several times in one kernel, whose scale must make up for every unnormalised turn."""
+    op = next(op for op in profiled.OPS if op.name == "tile_gate")
+    point = {"gate": name, "amplitudes": 1 << 15, "amplitude_bytes": 16}
+    made = op.prepare(point, "cpu", np.random.default_rng(0))
+    try:
+        for _ in range(3):
+            made.run()
+        assert norm(profiled._state(15, 8)) == pytest.approx(1, abs=1e-9)
+        assert made.timer is not None
+        assert made.timer.block(made.run, 2) > 0
+    finally:
+        assert op.finish is not None
+        op.finish()
 
 
 @needs_compiler
