@@ -38,6 +38,9 @@ GROWTH_BITS = 60.0
 """Unnormalised turns may grow amplitudes by this many binary orders before a rescaling pass (single holds 127)."""
 
 
+_SWAPPED = np.array([0, 2, 1, 3])
+
+
 @dataclass(slots=True)
 class Layout:
     """Where wires are stored. ``address[w]``: address bit of wire w (shard bits lie above the local ones)."""
@@ -233,15 +236,15 @@ class _Emitter:
             return
         mask = sum(1 << k for k, _ in inside)
         value = sum(v << k for k, v in inside)
-        data = np.stack([p.matrix.real, p.matrix.imag], axis=2).ravel()
+        data = np.ascontiguousarray(p.matrix).view(np.float64)
         self._op("dense_any", bit=at, control=(mask, value), outside=outside, reals=self._real(data))
 
     def _dense2(self, at: list[int], matrix: npt.NDArray[np.complex128], outside: tuple[int, int]) -> None:
         low, high = sorted(at)
-        m = matrix if at[0] == low else matrix[np.ix_([0, 2, 1, 3], [0, 2, 1, 3])]
+        m = matrix if at[0] == low else matrix[_SWAPPED[:, None], _SWAPPED]
         lane = np.arange(self.width)
         if low >= self.lanes:
-            data = np.stack([m.real, m.imag], axis=2).ravel()
+            data = np.ascontiguousarray(m).view(np.float64)
             self._op("dense_rows", bit=[low - self.lanes, high - self.lanes], outside=outside, reals=self._real(data))
         elif high >= self.lanes:
             v = lane >> low & 1

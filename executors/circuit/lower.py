@@ -145,8 +145,12 @@ def _after(u: One, v: One) -> One:
             u[2] * v[0] + u[3] * v[2], u[2] * v[1] + u[3] * v[3])
 
 
-def _array(u: One) -> Array:
-    return np.array([[u[0], u[1]], [u[2], u[3]]], dtype=np.complex128)
+def _beside_identity(u: One, position: int) -> Array:
+    """A one-qubit matrix at a position of two qubits, shape (4, 4)."""
+    a, b, c, d = u
+    rows = ([[a, b, 0, 0], [c, d, 0, 0], [0, 0, a, b], [0, 0, c, d]] if position == 0 else
+            [[a, 0, b, 0], [0, a, 0, b], [c, 0, d, 0], [0, c, 0, d]])
+    return np.array(rows, dtype=np.complex128)
 
 
 @dataclass(slots=True)
@@ -215,9 +219,8 @@ class Lowering:
         if past:
             last = self.out[past[-1]]
             if isinstance(last, Dense) and not last.controls and len(last.wires) == 2:
-                stored = _array(u[::-1] if self.flip[w] else u)
-                wide = np.kron(np.eye(2), stored) if last.wires[0] == w else np.kron(stored, np.eye(2))
-                last.matrix = wide @ last.matrix
+                stored = u[::-1] if self.flip[w] else u
+                last.matrix = _beside_identity(stored, 0 if last.wires[0] == w else 1) @ last.matrix
                 return
         if abs(u[1]) < TINY and abs(u[2]) < TINY:
             if self.live[w] or self.flip[w] or u[0] != 1:
@@ -283,7 +286,7 @@ class Lowering:
                 continue
             u = pending[w]
             if len(wires) == 2 and len(parts.mixing) == 2 and not parts.monomial:
-                matrix = matrix @ (np.kron(np.eye(2), _array(u)) if p == 0 else np.kron(_array(u), np.eye(2)))
+                matrix = matrix @ _beside_identity(u, p)
                 del self.pending[w]
             elif p not in parts.fixed or abs(u[1]) > TINY or abs(u[2]) > TINY:
                 self._flush(w)  # else it commutes: wait for more
@@ -430,8 +433,10 @@ class Lowering:
         if held is None:
             return
         turned = sum(1 << i for i, w in enumerate(targets) if self.flip[w])
-        index = np.arange(len(matrix)) ^ turned
-        self._push(Dense(tuple(targets), matrix[np.ix_(index, index)], held), (*targets, *(w for w, _ in held)))
+        if turned:
+            index = np.arange(len(matrix)) ^ turned
+            matrix = matrix[index[:, None], index]
+        self._push(Dense(tuple(targets), matrix, held), (*targets, *(w for w, _ in held)))
         for w in targets:
             self.live[w] = True
 
