@@ -17,7 +17,7 @@ import pytest
 
 from executors.circuit import run, verify
 from executors.circuit.gpu import available, source, time_kernels
-from executors.circuit.run import exchange_shards
+from executors.circuit.outcome import exchange_shards
 from executors.circuit.state import allocate, gather
 from executors.circuit.tileprogram import OP, STEP, TERM, TILE_BITS, GroupMatrix, TileProgram, kernel_programs
 from planners.circuit import Circuit, Gate, Machine, Problem, Source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,23 @@ def test_a_stored_state_reads_like_an_array(tmp_path: Path) -> None:
     assert len(state) == 64
     assert np.array_equal(state[8:24], values[8:24])
     assert np.array_equal(state[np.array([3, 60])], values[[3, 60]])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM to handle")
+def test_a_run_that_is_told_to_end_leaves_no_state_file_behind() -> None:
+    code = ("import time\n"
+            "from executors.circuit.outofcore import scratch_folder\n"
+            "with scratch_folder() as folder:\n"
+            "    (folder / 'state').write_bytes(bytes(1024))\n"
+            "    print(folder, flush=True)\n"
+            "    time.sleep(60)\n")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        folder = Path(child.stdout.readline().strip())
+        assert (folder / "state").exists()
+        child.terminate()
+        assert child.wait(30) == 128 + signal.SIGTERM
+    assert not folder.exists()
 
 
 @pytest.mark.slow

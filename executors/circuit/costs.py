@@ -1,15 +1,18 @@
-"""Predicted time of tile programs: the classes of their operations, and programs that measure each class.
+"""Predicted time of tile programs: the cost classes of their kernels, and synthetic kernels that measure each class.
 
-``classes_of`` names every operation of a program with the share of amplitudes it touches; ``predict`` prices a program
-kernel by kernel with a measured table (``profilers.gates``); ``Sampler`` is what that profiler times.
+``classes_of`` names what every kernel does (memory accesses and operations) with the share of its amplitudes each
+touches; ``predict`` prices it with a measured table (``profilers.gates``), which a ``Calibration`` makes. Memory is
+priced by how contiguous the tile's rows are: neighbouring rows are fetched ahead, rows a page apart are not. A kernel
+overlaps its memory accesses with its operations, so what memory costs is measured under operations, never alone.
 """
 
 from __future__ import annotations
 
 import platform
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,63 +26,94 @@ from executors.circuit.tiling import Step, TileKernel
 from planners.circuit import KernelTable
 from profilers.gates import GateCosts, fit
 
-__all__ = ["CLASSES", "Sampler", "classes_of", "kernel_table", "measure_costs", "predict",
-           "start_seconds"]
+__all__ = ["CLASSES", "MEMORY", "Calibration", "Sampler", "classes_of", "kernel_amplitudes", "kernel_table",
+           "measure_costs", "predict"]
 
 CLASSES = (
     "rotate_rows1", "rotate_rows2", "rotate_rows3", "rotate_lanes1", "rotate_lanes2", "rotate_lanes4",
-    "matrix_row_real", "matrix_row", "matrix_lane", "dense_rows", "dense_mixed", "dense_lanes", "dense_any3",
-    "phase_scalar", "phase_table", "phase_cross1", "phase_cross", "permute_rows", "permute1", "permute2", "permute4",
-    "permute8", "permute16",
+    "matrix_row_real", "matrix_row", "matrix_lane", "matrix_row_real_held", "matrix_row_held", "matrix_lane_held",
+    "dense_rows", "dense_mixed", "dense_lanes", "dense_any3", "phase_scalar", "phase_table", "phase_product",
+    "permute_rows", "permute1", "permute2", "permute4", "permute8", "permute16",
 )
-"""Operation classes with a cost of their own; wider ``dense_any`` doubles with every qubit."""
+"""Operation classes with a cost of their own; ``held``: behind controls inside the tile, an amplitude that they let
+through; wider ``dense_any`` doubles with every qubit."""
+CONTIGUOUS = (0, 1, 3, 6, 9)
+"""Numbers of row bits that follow the row's own without a gap, at which reading is measured."""
+MEMORY = (*(f"read{n}" for n in CONTIGUOUS), "unread", "cached_read", "cached_unread")
+"""An amplitude read and written, or only written, of a state beyond the cache or (``cached``) in it."""
 
 
 def classes_of(program: Program, *, lanes: int) -> list[list[tuple[str, float]]]:
-    """(class, share of the kernel's amplitudes) of every operation, by kernel."""
+    """(class, share of the kernel's amplitudes) of memory accesses and every operation, by kernel."""
+    far = 2 * program.dtype.itemsize << program.address_bits > CACHED_BYTES
     result = []
     for kernel in program.kernels:
-        first, count = int(kernel["first"]), int(kernel["count"])
-        result.append([_class(program, op, int(kernel["bits"]), lanes) for op in program.ops[first : first + count]])
+        first, count, bits = int(kernel["first"]), int(kernel["count"]), int(kernel["bits"])
+        parts = _memory(kernel, far=far)
+        for op in program.ops[first : first + count]:
+            parts += _parts(program, op, bits, lanes)
+        result.append(parts)
     return result
 
 
-def _class(program: Program, op: np.void, bits: int, lanes: int) -> tuple[str, float]:
+def _memory(kernel: np.void, *, far: bool) -> list[tuple[str, float]]:
+    """Reading and writing; reading is interpolated between the measured degrees of contiguity."""
+    inside, empty, run = int(kernel["inside"]), int(kernel["empty"]), int(kernel["run"])
+    read = 0.5 ** (inside & empty & ~((1 << run) - 1)).bit_count()
+    if not far:
+        return [("cached_read", read), ("cached_unread", 1 - read)]
+    rows = inside >> run
+    contiguous = min((~rows & rows + 1).bit_length() - 1, CONTIGUOUS[-1])
+    above = next(i for i, n in enumerate(CONTIGUOUS) if n >= contiguous)
+    high, low = CONTIGUOUS[above], CONTIGUOUS[max(above - 1, 0)]
+    part = (contiguous - low) / (high - low) if high > low else 1.0
+    return [(f"read{high}", read * part), (f"read{low}", read * (1 - part)), ("unread", 1 - read)]
+
+
+def _parts(program: Program, op: np.void, bits: int, lanes: int) -> list[tuple[str, float]]:
     kind = KINDS[int(op["kind"])]
     share = 0.5 ** int(op["outside_mask"]).bit_count()
     if kind == "rotate_rows":
-        return f"rotate_rows{int(op['bits'])}", share
+        return [(f"rotate_rows{int(op['bits'])}", share)]
     if kind == "rotate_lanes":
-        return f"rotate_lanes{min(int(op['bits']), 3) if int(op['bits']) < 3 else 4}", share
+        return [(f"rotate_lanes{int(op['bits']) if int(op['bits']) < 3 else 4}", share)]
     if kind in ("matrix_row", "matrix_lane"):
-        held = share * 0.5 ** (int(op["control_mask"]) >> lanes).bit_count()
-        return ("matrix_row_real" if kind == "matrix_row" and op["flag"] else kind), held
+        controls = (int(op["control_mask"]) >> lanes).bit_count()
+        name = "matrix_row_real" if kind == "matrix_row" and op["flag"] else kind
+        return [(f"{name}_held" if controls else name, share * 0.5**controls)]
     if kind == "dense_any":
         extra = int(op["bits"]) - 3
-        return "dense_any3", share * 2.0**extra * 0.5 ** int(op["control_mask"]).bit_count()
+        return [("dense_any3", share * 2.0**extra * 0.5 ** int(op["control_mask"]).bit_count())]
     if kind == "phase":
-        return _phase_class(program, op, bits, share)
+        return [(name, share * part) for name, part in _phase_parts(program, op, bits)]
     if kind == "permute":
-        return _permute_class(program, op, bits, lanes), share
-    return kind, share
+        return [(_permute_class(program, op, bits, lanes), share)]
+    return [(kind, share)]
 
 
-def _phase_class(program: Program, op: np.void, bits: int, share: float) -> tuple[str, float]:
-    low = int(op["bit"][0])
-    crossing = int(op["control_mask"]).bit_count()
+def _phase_parts(program: Program, op: np.void, bits: int) -> list[tuple[str, float]]:
+    """What ``phase`` in ``native/tile_ops.h`` does by block: scale, apply a table, or form a product of tables."""
+    low, crossing = int(op["bit"][0]), int(op["control_mask"])
     count, start = int(op["count"]), int(op["ints"])
-    coordinates = program.ints[start + 1 : start + 2 * count : 2]
-    table = bool(op["flag"]) or bool(np.any((coordinates >= 0) & (coordinates < low)))
-    at = int(op["reals"]) + ((2 << low) if op["flag"] else 0) + crossing * (2 << low)
-    scalars = program.reals[at : at + (2 << (bits - low))]
-    plain = not table and bool(np.all(scalars[::2] == 1)) and not np.any(coordinates != -1) and count == 0
-    if crossing:
-        # blocks in which no crossing bit is set are left alone when nothing else applies
-        return "phase_cross1" if crossing == 1 else "phase_cross", share * (1 - 0.5**crossing if plain else 1.0)
-    if table:
-        return "phase_table", share
-    moved = float(np.mean((scalars[::2] != 1) | (scalars[1::2] != 0))) if count == 0 else 1.0
-    return "phase_scalar", share * moved
+    masks, coordinates = (program.ints[start + i : start + 2 * count : 2] for i in (0, 1))
+    block = np.arange(1 << (bits - low))
+    table = 1.0 if op["flag"] else _some_set(masks[(coordinates >= 0) & (coordinates < low)])
+    at = int(op["reals"]) + ((2 << low) if op["flag"] else 0) + crossing.bit_count() * (2 << low)
+    scalars = program.reals[at : at + 2 * len(block)]
+    moved = np.maximum((scalars[::2] != 1) | (scalars[1::2] != 0), _some_set(masks[coordinates < 0]))
+    for k in range(low, bits):
+        moved[block >> (k - low) & 1 == 1] = np.maximum(moved[block >> (k - low) & 1 == 1],
+                                                        _some_set(masks[coordinates == k]))
+    tabled = np.where(block & crossing != 0, 1.0, table)
+    changes = block & -block  # the highest bit of the walk that turns on here
+    formed = (changes & crossing != 0) * np.where(block & crossing & ~(2 * changes - 1) != 0, 1.0, table)
+    return [("phase_scalar", float(np.mean(moved * (1 - tabled)))), ("phase_table", float(np.mean(tabled))),
+            ("phase_product", float(np.mean(formed)))]
+
+
+def _some_set(masks: npt.NDArray[np.int64]) -> float:
+    """Share of the tiles that have a bit of these outside masks set."""
+    return 1 - 0.5 ** int(np.bitwise_or.reduce(masks, initial=0)).bit_count()
 
 
 def _permute_class(program: Program, op: np.void, bits: int, lanes: int) -> str:
@@ -94,79 +128,57 @@ def _permute_class(program: Program, op: np.void, bits: int, lanes: int) -> str:
     return "permute_rows" if straight and not crossing else "permute1"
 
 
-def start_seconds(costs: GateCosts, *, dtype: npt.DTypeLike, repeats: int = 25,
-                  clock: Callable[[], float] = time.perf_counter) -> float:
-    """What a program's first kernel takes beyond its work: threads start, and caches hold what came before.
-
-    It is the median time of a program of one tile without operations, less the tile's load and store; a pass over a
-    state beyond the cache lies before each, as before a program that is not run twice.
-    """
-    on = engine()
-    far = Sampler(dtype=dtype, qubits=far_qubits(dtype), on=on, threads=costs.threads)
-    one = Sampler(dtype=dtype, qubits=costs.tile_qubits, on=on, threads=costs.threads)
-    program, between = one.program([]), far.program([])
-    taken = []
-    for _ in range(repeats):
-        on.run(between, far.state, shard=0, threads=costs.threads)
-        began = clock()
-        on.run(program, one.state, shard=0, threads=costs.threads)
-        taken.append(clock() - began)
-    return max(0.0, statistics.median(taken) - predict(program, costs, lanes=on.lanes(dtype))[0])
-
-
 def far_qubits(dtype: npt.DTypeLike) -> int:
     """Qubits of the smallest state that no cache holds."""
     return (CACHED_BYTES // (2 * np.dtype(dtype).itemsize)).bit_length()
 
 
-def predict(program: Program, costs: GateCosts, *, lanes: int, start_s: float = 0.0) -> list[float]:
-    """Predicted seconds of every kernel; ``start_s`` (``start_seconds``) comes on top of the first."""
-    far = costs.amplitude_bytes << program.address_bits > CACHED_BYTES
-    load_s, store_s = (costs.far_load_s, costs.far_store_s) if far else (costs.load_s, costs.store_s)
-    result: list[float] = []
-    for kernel, operations in zip(program.kernels, classes_of(program, lanes=lanes), strict=True):
-        inside, empty = int(kernel["inside"]), int(kernel["empty"])
-        across = ((1 << program.address_bits) - 1) & ~inside & ~empty
+def kernel_amplitudes(program: Program, *, lanes: int, threads: int) -> list[dict[str, float]]:
+    """Amplitudes each class acts on, by kernel; fewer tiles than threads leave threads idle, which counts as work."""
+    result = []
+    for kernel, parts in zip(program.kernels, classes_of(program, lanes=lanes), strict=True):
+        across = ((1 << program.address_bits) - 1) & ~int(kernel["inside"]) & ~int(kernel["empty"])
         tiles = 1 << across.bit_count()
-        amplitudes = tiles << int(kernel["bits"])
-        rows_empty = (empty & inside & ~((1 << int(kernel["run"])) - 1)).bit_count()
-        seconds = store_s * amplitudes + load_s * (amplitudes >> rows_empty)
-        seconds += sum(costs.operation_s(name) * share for name, share in operations) * amplitudes
-        # fewer tiles than threads leave threads idle
-        result.append(seconds * max(1.0, costs.threads / tiles) + (0.0 if result else start_s))
+        amplitudes = float(max(tiles, threads) << int(kernel["bits"]))
+        total: dict[str, float] = {}
+        for name, share in parts:
+            if share:
+                total[name] = total.get(name, 0.0) + share * amplitudes
+        result.append(total)
     return result
+
+
+def predict(program: Program, costs: GateCosts, *, lanes: int) -> list[float]:
+    """Predicted seconds of every kernel of a program that is run by itself."""
+    kernels = kernel_amplitudes(program, lanes=lanes, threads=costs.threads)
+    return [sum(costs.seconds(name) * count for name, count in kernel.items()) + (0.0 if i else costs.start_s)
+            for i, kernel in enumerate(kernels)]
 
 
 class Sampler:
     """Programs of one tile kernel with a repeated operation, on a state of 2^qubits amplitudes."""
 
     def __init__(self, *, dtype: npt.DTypeLike, qubits: int, on: Engine, threads: int,
-                 clock: Callable[[], float] = time.perf_counter, shape: TileShape | None = None) -> None:
+                 shape: TileShape | None = None, state: State | None = None) -> None:
         self.dtype = np.dtype(dtype)
-        self.qubits, self.on, self.threads, self.clock = qubits, on, threads, clock
+        self.qubits, self.on, self.threads = qubits, on, threads
         self.shape = shape or TileShape.default(self.dtype)
         self.amplitudes = 1 << qubits
-        self.state: State = allocate(self.amplitudes, np.result_type(self.dtype, np.complex64))
+        self.state = allocate(self.amplitudes, np.result_type(self.dtype, np.complex64)) if state is None else state
         self.state[:] = 2.0 ** (-qubits / 2)
-        # the contiguous low wires and the highest ones: rows far apart, as in a real kernel
-        self.wires = [*range(self.shape.run), *range(qubits - self.shape.size + self.shape.run, qubits)]
+        self.wires = self.spread(0)
+
+    def spread(self, contiguous: int) -> list[int]:
+        """A tile's wires: the low ones of a row, ``contiguous`` next ones, and the highest: rows far apart."""
+        held = self.shape.run + contiguous
+        return [*range(held), *range(self.qubits - self.shape.size + held, self.qubits)]
 
     def seconds(self, name: str | None, count: int) -> float:
         """One timed run of a kernel with ``count`` operations of a class."""
-        step = [] if name is None else [self._step(name)]
-        return self._time(self.program(step * count))
-
-    def seconds_without_load(self) -> float:
-        """One timed run of a kernel whose rows are known to be zero but the first (it is not read)."""
-        program = self.program([])
-        mask = int(program.kernels["inside"][0]) & ~((1 << self.shape.run) - 1)
-        program.kernels["empty"] = mask
-        return self._time(program)
-
-    def _time(self, program: Program) -> float:
-        began = self.clock()
+        program = self.program([] if name is None else [self.step(name)] * count)
+        began = time.perf_counter()
         self.on.run(program, self.state, shard=0, threads=self.threads)
-        return self.clock() - began
+        return time.perf_counter() - began
 
     def program(self, steps: list[Step]) -> Program:
         """A program of one kernel."""
@@ -175,7 +187,7 @@ class Sampler:
         return emit([kernel], layout, address_bits=self.qubits, lanes=self.on.lanes(self.dtype), run=self.shape.run,
                     dtype=self.dtype)
 
-    def _step(self, name: str) -> Step:
+    def step(self, name: str) -> Step:
         """Operations whose effect on the stored values stays bounded however often they repeat."""
         lanes = self.on.lanes(self.dtype)
         lane, row = self.wires[:lanes], self.wires[lanes:]
@@ -190,6 +202,9 @@ class Sampler:
             **{f"rotate_lanes{k}": [Turn(w, 1e-3) for w in lane[:k]] for k in (1, 2, 4)},
             "matrix_row_real": [Matrix(spread[1], h, ())], "matrix_row": [Matrix(spread[1], u, ())],
             "matrix_lane": [Matrix(lane[0], u, ())],
+            "matrix_row_real_held": [Matrix(spread[1], h, ((spread[0], 1),))],
+            "matrix_row_held": [Matrix(spread[1], u, ((spread[0], 1),))],
+            "matrix_lane_held": [Matrix(lane[0], u, ((spread[0], 1),))],
             "dense_rows": [Dense((spread[0], spread[2]), pair, ())],
             "dense_mixed": [Dense((lane[1 % len(lane)], spread[1]), pair, ())],
             "dense_lanes": [Dense((lane[0], lane[-1]), pair, ())],
@@ -201,8 +216,7 @@ class Sampler:
         phases: dict[str, dict[tuple[int, ...], float]] = {
             "phase_scalar": {(w,): 0.3 for w in high},
             "phase_table": {(w,): 0.3 for w in self.wires},
-            "phase_cross1": {**{(w,): 0.3 for w in high}, **{(w, high[len(high) // 2]): 0.2 for w in low}},
-            "phase_cross": {**{(w,): 0.3 for w in self.wires}, **{(low[i % 8], w): 0.2 for i, w in enumerate(high)}},
+            "phase_product": {**{(w,): 0.3 for w in self.wires}, **{(low[i % 8], w): 0.2 for i, w in enumerate(high)}},
         }
         if name in phases:
             terms = {tuple(sorted(t)): a for t, a in phases[name].items()}
@@ -216,20 +230,117 @@ class Sampler:
         return Step("flip", tuple(flips[name]))
 
 
-def measure_costs(*, dtype: npt.DTypeLike, qubits: int = 22, threads: int | None = None, repeats: int = 5,
-                  clock: Callable[[], float] = time.perf_counter) -> GateCosts:
-    """Profile the compiled engine (or the interpreter) on this machine: operations on a state of 2^qubits."""
-    on = engine()
-    threads = threads or threads_available()
-    sampler = Sampler(dtype=dtype, qubits=qubits, on=on, threads=threads, clock=clock)
-    far = Sampler(dtype=dtype, qubits=far_qubits(dtype), on=on, threads=threads, clock=clock)
-    lanes = on.lanes(dtype)
-    usable = [name for name in CLASSES if not (name.startswith("permute") and name[7:].isdigit()
-                                               and int(name[7:]) > 1 << lanes)
-              and not (name == "rotate_lanes4" and lanes < 3)]
-    return fit(sampler, usable, far=far, device=f"{platform.machine()}, {on.name}",
-               amplitude_bytes=2 * np.dtype(dtype).itemsize, tile_qubits=sampler.shape.size, threads=threads,
-               repeats=repeats)
+class _Sample(NamedTuple):
+    """A synthetic kernel: where it runs, what it is, and whether all rows but the first count as zero before it."""
+
+    sampler: Sampler
+    program: Program
+    unread: bool
+
+
+class Calibration:
+    """Synthetic kernels whose times give the table of this machine; least times over all rounds count.
+
+    Rounds may be interleaved with whatever is to be predicted. What disturbs a machine only ever adds, and a shared one
+    is disturbed for seconds at a time: the least of several rounds is the kernel's own time.
+
+    ``state``: amplitudes to work on, more than a cache holds; what the system's pages make of a memory then counts on
+    both sides. Its contents are lost.
+    """
+
+    def __init__(self, *, dtype: npt.DTypeLike, threads: int | None = None, on: Engine | None = None,
+                 state: State | None = None) -> None:
+        self.on = on or engine()
+        self.dtype, self.threads = np.dtype(dtype), threads or threads_available()
+        self.lanes = self.on.lanes(self.dtype)
+        far = far_qubits(self.dtype)
+        qubits = far if state is None else len(state).bit_length() - 1
+        assert qubits >= far, "a state that no cache holds"
+        self.far = Sampler(dtype=self.dtype, qubits=qubits, on=self.on, threads=self.threads, state=state)
+        self.near = Sampler(dtype=self.dtype, qubits=far - _CACHED_LESS, on=self.on, threads=self.threads)
+        self.samples = list(self._samples())
+        self.seconds: list[list[float]] = [[] for _ in self.samples]
+        self.starts: list[float] = []
+        self.rng = np.random.default_rng(0)
+        self.start = self._start()
+
+    def _samples(self) -> Iterator[_Sample]:
+        for name in CLASSES:
+            if _usable(name, self.lanes):
+                for count in _COUNTS if name != "dense_any3" else (1,):
+                    yield _Sample(self.far, self.far.program([self.far.step(name)] * count), False)
+        for contiguous in CONTIGUOUS:
+            self.far.wires = self.far.spread(contiguous)
+            for count in _COUNTS:
+                yield _Sample(self.far, self.far.program([self.far.step("rotate_rows3")] * count), False)
+        for sampler in (self.far, self.near):
+            sampler.wires = sampler.spread(0)
+            yield _Sample(sampler, _dense_from_row(sampler), True)
+            yield _Sample(sampler, sampler.program([sampler.step("rotate_rows3")] * _COUNTS[0]), False)
+
+    def _start(self) -> Program:
+        """A program whose first kernel is one tile, as of a circuit's, and whose second passes over everything."""
+        sampler = self.far
+        sampler.wires = list(range(sampler.shape.size))
+        low, row = sampler.wires[: self.lanes], sampler.wires[self.lanes:]
+        turns = Step("matrix", tuple(Turn(w, 1.0) for w in (*low, *row)))
+        program = sampler.program([turns, sampler.step("phase_table")])
+        kernels = np.concatenate([program.kernels, program.kernels])
+        kernels["empty"][0] = (1 << sampler.qubits) - (1 << sampler.shape.run)
+        kernels["count"][1], kernels["scale"][1] = 0, 1.0
+        program.kernels = kernels
+        return program
+
+    def round(self) -> None:
+        """Time every kernel once, in another order each round: what slows a round's first kernels then hits others."""
+        for i in self.rng.permutation(len(self.samples)):
+            sample, times = self.samples[i], self.seconds[i]
+            sampler = sample.sampler
+            if sample.unread:
+                # what it will spread: values must not shrink from round to round, denormal ones are slow
+                rows = sampler.shape.size - sampler.shape.run
+                sampler.state[: sampler.amplitudes >> rows] = 2.0 ** ((rows - sampler.qubits) / 2)
+            times.append(float(self.on.run(sample.program, sampler.state, shard=0, threads=self.threads)[0]))
+        for _ in range(_STARTS):
+            self.far.state[: 1 << self.far.shape.size] = 2.0 ** (-self.far.qubits / 2)
+            self.starts.append(float(self.on.run(self.start, self.far.state, shard=0, threads=self.threads)[0]))
+
+    def costs(self) -> GateCosts:
+        """The table of the rounds so far (at least one)."""
+        known = [kernel_amplitudes(s.program, lanes=self.lanes, threads=self.threads)[0] for s in self.samples]
+        found = fit(known, [min(times) for times in self.seconds])
+        table = GateCosts(device=f"{platform.machine()}, {self.on.name}", amplitude_bytes=2 * self.dtype.itemsize,
+                          tile_qubits=self.far.shape.size, threads=self.threads, start_s=0.0, class_s=found)
+        work = predict(self.start, table, lanes=self.lanes)[0]
+        return replace(table, start_s=max(0.0, min(self.starts) - work))
+
+
+_COUNTS = (2, 8)
+_CACHED_LESS = 3
+_STARTS = 3
+
+
+def _usable(name: str, lanes: int) -> bool:
+    """Whether vectors of 2^lanes reals have this class of operation."""
+    if name.startswith("permute") and name[7:].isdigit():
+        return int(name[7:]) <= 1 << lanes
+    return name != "rotate_lanes4" or lanes > 2
+
+
+def _dense_from_row(sampler: Sampler) -> Program:
+    """A kernel that spreads the tile's first row over all others, which it does not read."""
+    turns = Step("matrix", tuple(Turn(w, 1.0) for w in sampler.wires[sampler.shape.run :]))
+    program = sampler.program([turns])
+    program.kernels["empty"] = int(program.kernels["inside"][0]) & ~((1 << sampler.shape.run) - 1)
+    return program
+
+
+def measure_costs(*, dtype: npt.DTypeLike, threads: int | None = None, repeats: int = 5) -> GateCosts:
+    """Profile the compiled engine (or the interpreter) on this machine."""
+    calibration = Calibration(dtype=dtype, threads=threads)
+    for _ in range(repeats):
+        calibration.round()
+    return calibration.costs()
 
 
 def kernel_table(costs: GateCosts, *, local_qubits: int, name: str) -> KernelTable:
@@ -241,8 +352,7 @@ def kernel_table(costs: GateCosts, *, local_qubits: int, name: str) -> KernelTab
     """
     amplitudes = 1 << local_qubits
     at = costs.class_s
-    far = costs.amplitude_bytes << local_qubits > CACHED_BYTES
-    base = costs.far_load_s + costs.far_store_s if far else costs.load_s + costs.store_s
+    base = at["read0" if costs.amplitude_bytes << local_qubits > CACHED_BYTES else "cached_read"]
     phase, linear, turn = at["phase_table"] / 4, at["permute2"] / 4, at["rotate_rows3"] / 3
     fused = [0.0, at["matrix_row"], at["dense_rows"], *(at["dense_any3"] * 2.0 ** (m - 3) for m in range(3, 8))]
     gates = {

@@ -8,6 +8,7 @@ successor wants at the lowest addresses there, as part of its last permutation.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ LOW_BITS = 8
 """Coordinates below this share one phase table; 2^8 amplitudes of it and its cross factors stay in the first cache."""
 GROWTH_BITS = 60.0
 """Unnormalised turns may grow amplitudes by this many binary orders before a rescaling pass (single holds 127)."""
+
+
+_SWAPPED = np.array([0, 2, 1, 3])
 
 
 @dataclass(slots=True)
@@ -94,7 +98,7 @@ class _Emitter:
         """Append to the real pool, 64-byte aligned; returns the offset."""
         at = self.real_count
         room = 64 // self.dtype.itemsize
-        padded = np.zeros(-(-max(values.size, 1) // room) * room, dtype=self.dtype)
+        padded = np.zeros((max(values.size, 1) + room - 1) // room * room, dtype=self.dtype)
         padded[: values.size] = values.ravel()
         self.reals.append(padded)
         self.real_count += padded.size
@@ -108,7 +112,7 @@ class _Emitter:
 
     def _blocked(self, z: npt.NDArray[np.complex128]) -> npt.NDArray[np.floating]:
         """Complex values in tile order: a vector of real parts, then one of imaginary parts."""
-        return np.stack([z.real.reshape(-1, self.width), z.imag.reshape(-1, self.width)], axis=1).ravel()
+        return np.ascontiguousarray(z.view(np.float64).reshape(-1, self.width, 2).swapaxes(1, 2)).ravel()
 
     def _op(self, kind: str, *, bit: Sequence[int] = (), bits: int | None = None, flag: int = 0,
             control: tuple[int, int] = (0, 0), outside: tuple[int, int] = (0, 0), reals: int = 0, ints: int = 0,
@@ -232,15 +236,15 @@ class _Emitter:
             return
         mask = sum(1 << k for k, _ in inside)
         value = sum(v << k for k, v in inside)
-        data = np.stack([p.matrix.real, p.matrix.imag], axis=2).ravel()
+        data = np.ascontiguousarray(p.matrix).view(np.float64)
         self._op("dense_any", bit=at, control=(mask, value), outside=outside, reals=self._real(data))
 
     def _dense2(self, at: list[int], matrix: npt.NDArray[np.complex128], outside: tuple[int, int]) -> None:
         low, high = sorted(at)
-        m = matrix if at[0] == low else matrix[np.ix_([0, 2, 1, 3], [0, 2, 1, 3])]
+        m = matrix if at[0] == low else matrix[_SWAPPED[:, None], _SWAPPED]
         lane = np.arange(self.width)
         if low >= self.lanes:
-            data = np.stack([m.real, m.imag], axis=2).ravel()
+            data = np.ascontiguousarray(m).view(np.float64)
             self._op("dense_rows", bit=[low - self.lanes, high - self.lanes], outside=outside, reals=self._real(data))
         elif high >= self.lanes:
             v = lane >> low & 1
@@ -292,19 +296,25 @@ class _Emitter:
 
     def _phases(self, phases: Sequence[Phase]) -> None:
         """All terms of several diagonals as one pass (more where three-fold products cross the tables)."""
-        total: dict[tuple[int, ...], float] = {}
-        for p in phases:
+        total = dict(phases[0].terms)
+        for p in phases[1:]:
             for term, angle in p.terms.items():
                 total[term] = total.get(term, 0.0) + angle
         inner: dict[int, float] = {}
         outer: dict[tuple[int, int], float] = {}
         beyond: dict[int, dict[int, float]] = {}
+        live, bit = self.layout.live, {w: 1 << k for w, k in self.coordinate.items()}
+        outside = {w: 1 << a for w, a in self.layout.address.items() if w not in bit}
         for term, angle in total.items():
             angle = math.remainder(angle, 2 * math.pi)
-            if abs(angle) < 1e-13 or not all(w in self.layout.live for w in term):
+            if abs(angle) < 1e-13 or not live.issuperset(term):
                 continue
-            tile = sum(1 << self.coordinate[w] for w in term if w in self.coordinate)
-            mask = sum(1 << self.layout.address[w] for w in term if w not in self.coordinate)
+            tile = mask = 0
+            for w in term:
+                if w in bit:
+                    tile |= bit[w]
+                else:
+                    mask |= outside[w]
             if not mask:
                 inner[tile] = inner.get(tile, 0.0) + angle
             elif tile & (tile - 1) == 0:
@@ -330,7 +340,10 @@ class _Emitter:
             elif not under:
                 scalar[over] += angle
             elif over & (over - 1) == 0:
-                cross.setdefault(over.bit_length() - 1, np.zeros(1 << low))[under] += angle
+                k = over.bit_length() - 1
+                if k not in cross:
+                    cross[k] = np.zeros(1 << low)
+                cross[k][under] += angle
             else:
                 self._controlled_phase(tile, angle, outside)
         for table in (base, scalar, *cross.values()):
@@ -340,11 +353,10 @@ class _Emitter:
         flag = int(base.any())
         parts = [self._blocked(np.exp(1j * base))] if flag else []
         parts += [self._blocked(np.exp(1j * cross[k])) for k in sorted(cross)]
-        z = np.exp(1j * scalar)
-        parts.append(np.stack([z.real, z.imag], axis=1).ravel())
+        parts.append(np.exp(1j * scalar).view(np.float64))
         entries = np.array([v for mask, k in outer for v in (mask, k)], dtype=np.int64)
         factors = np.exp(1j * np.array(list(outer.values()))) if outer else np.zeros(0, dtype=np.complex128)
-        data = np.stack([factors.real, factors.imag], axis=1).ravel().view(np.int64)
+        data = factors.view(np.int64)
         self._op("phase", bit=[low], bits=1, flag=flag, control=(sum(1 << k for k in cross), 0), outside=outside,
                  reals=self._real(np.concatenate(parts)), ints=self._int(np.concatenate([entries, data])),
                  count=len(outer))
@@ -364,9 +376,16 @@ class _Emitter:
 
 def _sum_over_subsets(table: npt.NDArray[np.float64]) -> None:
     """In place, from the coefficient of every product of bits to the angle of every value of the bits."""
-    for bit in range(len(table).bit_length() - 1):
-        pairs = table.reshape(-1, 2, 1 << bit)
-        pairs[:, 1] += pairs[:, 0]
+    given = np.flatnonzero(table)
+    if len(given):
+        table[:] = table[given] @ _supersets(len(table))[given]
+
+
+@functools.cache
+def _supersets(size: int) -> npt.NDArray[np.float64]:
+    """1 where the column's bits include the row's, shape (size, size)."""
+    value = np.arange(size)
+    return ((value[:, None] & ~value) == 0).astype(np.float64)
 
 
 def emit(kernels: Sequence[TileKernel], layout: Layout, *, address_bits: int, lanes: int, run: int,

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from executors.circuit.compiled import threads_available
+from executors.circuit.outcome import InProcess, exchange_shards, outcome_of
 from executors.circuit.sharded import ShardedCode
 from executors.circuit.tileprogram import (
     GROUP_SIZES,
@@ -59,9 +61,6 @@ def available() -> bool:
 def run(problem: Problem, plan: Plan, *, dtype: np.dtype) -> Outcome:
     """Run on the first GPU, all shards in its memory."""
     import cupy
-
-    from executors.circuit.compiled import threads_available
-    from executors.circuit.run import InProcess, exchange_shards, outcome_of
 
     began = time.perf_counter()
     code, stages = kernel_programs(problem, plan)

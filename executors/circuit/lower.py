@@ -83,13 +83,14 @@ One = tuple[complex, complex, complex, complex]
 
 
 class _Anatomy(NamedTuple):
-    """A gate of several qubits without its flips: X on these positions comes after.
+    """A gate of several qubits without its ``flips``: X on these positions comes after.
 
     ``angles``: phases of a gate that is diagonal, or diagonal up to flips of one qubit (``inverted``: where), by value
     of the fixed qubits and then of the mixed one; a gate of another kind has none.
     """
 
     matrix: Array
+    flips: tuple[int, ...]
     fixed: tuple[int, ...]
     mixing: tuple[int, ...]
     blocks: tuple[Array, ...]
@@ -106,6 +107,11 @@ def _anatomy(name: str, params: tuple[float, ...], controls: tuple[int, ...],
     if shape.flips:
         matrix = matrix[np.arange(len(matrix)) ^ sum(1 << p for p in shape.flips)]
     fixed, mixing = tuple(sorted(shape.diagonal + shape.flips)), shape.mixing
+    if not mixing:
+        angles = tuple(cmath.phase(z) for z in matrix.diagonal().tolist())
+        return _Anatomy(matrix, shape.flips, fixed, mixing, (), True, angles, ())
+    if not fixed:
+        return _Anatomy(matrix, shape.flips, fixed, mixing, (matrix,), _monomial(matrix), (), ())
     inner = [sum(1 << p for j, p in enumerate(mixing) if i >> j & 1) for i in range(1 << len(mixing))]
     blocks = []
     for value in range(1 << len(fixed)):
@@ -113,13 +119,11 @@ def _anatomy(name: str, params: tuple[float, ...], controls: tuple[int, ...],
         index = np.array([held | i for i in inner])
         blocks.append(matrix[index[:, None], index])
     angles, inverted = _phases_of(blocks) if len(mixing) < 2 else ((), ())
-    return _Anatomy(matrix, fixed, mixing, tuple(blocks), _monomial(matrix), angles, inverted)
+    return _Anatomy(matrix, shape.flips, fixed, mixing, tuple(blocks), _monomial(matrix), angles, inverted)
 
 
 def _phases_of(blocks: Sequence[Array]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
-    """(phases, where the mixed qubit turns over) of blocks that are 1 x 1, or 2 x 2 with one entry a row."""
-    if len(blocks[0]) == 1:
-        return tuple(cmath.phase(complex(b[0, 0])) for b in blocks), ()
+    """(phases, where the mixed qubit turns over) of 2 x 2 blocks with one entry a row."""
     if not all(_monomial(b) for b in blocks):
         return (), ()
     inverted = tuple(bool(abs(b[0, 0]) < TINY) for b in blocks)
@@ -141,8 +145,12 @@ def _after(u: One, v: One) -> One:
             u[2] * v[0] + u[3] * v[2], u[2] * v[1] + u[3] * v[3])
 
 
-def _array(u: One) -> Array:
-    return np.array([[u[0], u[1]], [u[2], u[3]]], dtype=np.complex128)
+def _beside_identity(u: One, position: int) -> Array:
+    """A one-qubit matrix at a position of two qubits, shape (4, 4)."""
+    a, b, c, d = u
+    rows = ([[a, b, 0, 0], [c, d, 0, 0], [0, 0, a, b], [0, 0, c, d]] if position == 0 else
+            [[a, 0, b, 0], [0, a, 0, b], [c, 0, d, 0], [0, c, 0, d]])
+    return np.array(rows, dtype=np.complex128)
 
 
 @dataclass(slots=True)
@@ -170,7 +178,8 @@ class Lowering:
 
     def add(self, gate: Gate) -> None:
         """Translate one gate (its qubits are the circuit's names)."""
-        wires = [self.wire[q] for q in gate.qubits]
+        names = self.wire
+        wires = [names[q] for q in gate.qubits]
         if gate.name == "swap" and not gate.controls:
             a, b = gate.qubits
             self.wire[a], self.wire[b] = self.wire[b], self.wire[a]
@@ -183,11 +192,11 @@ class Lowering:
             before = self.pending.get(wires[0])
             self.pending[wires[0]] = u if before is None else _after(u, before)
             return
-        flips = gate.structure.flips
-        for p in flips:
+        parts = _anatomy(gate.name, gate.params, gate.controls, gate.unitary, len(wires))
+        for p in parts.flips:
             self._flush(wires[p])
-        self._multi(wires, _anatomy(gate.name, gate.params, gate.controls, gate.unitary, len(wires)))
-        for p in flips:
+        self._multi(wires, parts)
+        for p in parts.flips:
             self.flip[wires[p]] ^= 1
 
     def take(self) -> list[Primitive]:
@@ -206,15 +215,16 @@ class Lowering:
         u = self.pending.pop(w, None)
         if u is None:
             return
-        if self.history[w]:
-            last = self.out[self.history[w][-1]]
+        past = self.history[w]
+        if past:
+            last = self.out[past[-1]]
             if isinstance(last, Dense) and not last.controls and len(last.wires) == 2:
-                stored = _array(u[::-1] if self.flip[w] else u)
-                wide = np.kron(np.eye(2), stored) if last.wires[0] == w else np.kron(stored, np.eye(2))
-                last.matrix = wide @ last.matrix
+                stored = u[::-1] if self.flip[w] else u
+                last.matrix = _beside_identity(stored, 0 if last.wires[0] == w else 1) @ last.matrix
                 return
         if abs(u[1]) < TINY and abs(u[2]) < TINY:
-            self._one_phase(w, cmath.phase(u[0]), cmath.phase(u[3]))
+            if self.live[w] or self.flip[w] or u[0] != 1:
+                self._one_phase(w, cmath.phase(u[0]), cmath.phase(u[3]))
         elif abs(u[0]) < TINY and abs(u[3]) < TINY:
             self._one_phase(w, cmath.phase(u[2]), cmath.phase(u[1]))
             self.flip[w] ^= 1
@@ -227,23 +237,27 @@ class Lowering:
 
     def _turn(self, w: int, u: One) -> None:
         """U = X^k P(after) RY P(before) with the fewest phases."""
-        reflects = max(abs(z.imag) for z in u) < TINY and u[0].real * u[3].real < 0
-        if reflects and abs(u[0]) <= STEEP * abs(u[2]):
-            # e.g. H = X RY(pi/2)
-            self._real_turn(w, u[2].real, u[0].real)
+        a, b, c, d = u
+        if (a.real * d.real < 0 and -TINY < a.imag < TINY and -TINY < b.imag < TINY and -TINY < c.imag < TINY
+                and -TINY < d.imag < TINY and abs(a) <= STEEP * abs(c)):
+            # a reflection, e.g. H = X RY(pi/2)
+            self._real_turn(w, c.real, a.real)
             self.flip[w] ^= 1
             return
-        c, s = abs(u[0]), abs(u[2])
-        first = cmath.phase(u[0])
-        # U = e^{i first} [[c, -s e^{il}], [s e^{if}, c e^{i(f+l)}]]
-        after = cmath.phase(u[2]) - first
-        before = cmath.phase(-u[1]) - first
+        cosine, sine = abs(a), abs(c)
+        first = cmath.phase(a)
+        # U = e^{i first} [[cosine, -sine e^{il}], [sine e^{if}, cosine e^{i(f+l)}]]
+        after = cmath.phase(c) - first
+        before = cmath.phase(-b) - first
         self.phase += first
-        if all(abs(math.remainder(angle - math.pi, 2 * math.pi)) < 1e-9 for angle in (after, before)):
-            after, before, s = 0.0, 0.0, -s
-        self._emit_phase({(w,): before})
-        self._real_turn(w, c, s)
-        self._emit_phase({(w,): after})
+        if (abs(math.remainder(after - math.pi, 2 * math.pi)) < 1e-9
+                and abs(math.remainder(before - math.pi, 2 * math.pi)) < 1e-9):
+            after, before, sine = 0.0, 0.0, -sine
+        if before:
+            self._emit_phase({(w,): before})
+        self._real_turn(w, cosine, sine)
+        if after:
+            self._emit_phase({(w,): after})
 
     def _real_turn(self, w: int, c: float, s: float) -> None:
         """RY = [[c, -s], [s, c]] on the qubit's value."""
@@ -266,12 +280,13 @@ class Lowering:
     def _multi(self, wires: Sequence[int], parts: _Anatomy) -> None:
         """A gate that is block-diagonal in the positions ``fixed`` and mixes the others."""
         matrix = parts.matrix
+        pending = self.pending
         for p, w in enumerate(wires):
-            u = self.pending.get(w)
-            if u is None:
+            if w not in pending:
                 continue
+            u = pending[w]
             if len(wires) == 2 and len(parts.mixing) == 2 and not parts.monomial:
-                matrix = matrix @ (np.kron(np.eye(2), _array(u)) if p == 0 else np.kron(_array(u), np.eye(2)))
+                matrix = matrix @ _beside_identity(u, p)
                 del self.pending[w]
             elif p not in parts.fixed or abs(u[1]) > TINY or abs(u[2]) > TINY:
                 self._flush(w)  # else it commutes: wait for more
@@ -306,6 +321,13 @@ class Lowering:
 
     def _diagonal(self, wires: Sequence[int], angles: Sequence[float]) -> None:
         """Moebius transform: angle of every value -> coefficient of every product of bits."""
+        if len(wires) == 2:
+            none, first, second, both = angles
+            a, b = wires
+            self.phase += none
+            self._emit_phase({(a,): first - none, (b,): second - none,
+                              (a, b) if a < b else (b, a): both - first - second + none})
+            return
         coefficient = list(angles)
         for i in range(len(wires)):
             for value in range(len(coefficient)):
@@ -411,8 +433,10 @@ class Lowering:
         if held is None:
             return
         turned = sum(1 << i for i, w in enumerate(targets) if self.flip[w])
-        index = np.arange(len(matrix)) ^ turned
-        self._push(Dense(tuple(targets), matrix[np.ix_(index, index)], held), (*targets, *(w for w, _ in held)))
+        if turned:
+            index = np.arange(len(matrix)) ^ turned
+            matrix = matrix[index[:, None], index]
+        self._push(Dense(tuple(targets), matrix, held), (*targets, *(w for w, _ in held)))
         for w in targets:
             self.live[w] = True
 
@@ -421,11 +445,15 @@ class Lowering:
     def _emit_phase(self, terms: dict[tuple[int, ...], float]) -> None:
         """Terms on values -> terms on stored bits (x = 1 - s on flipped wires); dead wires are 0."""
         stored: dict[tuple[int, ...], float] = {}
+        flip, live = self.flip, self.live
         for wires, angle in terms.items():
             angle = math.remainder(angle, 2 * math.pi)
             if abs(angle) < TINY:
                 continue
-            if not any(self.flip[w] or not self.live[w] for w in wires):
+            for w in wires:
+                if flip[w] or not live[w]:
+                    break
+            else:
                 stored[wires] = stored.get(wires, 0.0) + angle
                 continue
             parts: list[tuple[tuple[int, ...], float]] = [((), angle)]
@@ -436,8 +464,10 @@ class Lowering:
                     parts = [((*p, w), a) for p, a in parts] if self.live[w] else []
             for p, a in parts:
                 stored[p] = stored.get(p, 0.0) + a
-        self.phase += stored.pop((), 0.0)
-        stored = {w: a for w, a in stored.items() if abs(a) > TINY}
+        if () in stored:
+            self.phase += stored.pop(())
+        for wires in [w for w, a in stored.items() if abs(a) <= TINY]:
+            del stored[wires]
         if not stored:
             return
         wires_used = next(iter(stored)) if len(stored) == 1 else tuple(sorted({w for term in stored for w in term}))
@@ -450,12 +480,14 @@ class Lowering:
 
     def _mergeable(self, wires: tuple[int, ...]) -> Phase | None:
         """The last primitive of every wire, when it is one and the same phase on exactly these wires."""
-        ends = {self.history[w][-1] if self.history[w] else -1 for w in wires}
-        if len(ends) != 1:
+        past = self.history[wires[0]]
+        if not past:
             return None
-        last = ends.pop()
-        found = self.out[last] if last >= 0 else None
-        return found if isinstance(found, Phase) and found.wires == wires else None
+        last = past[-1]
+        found = self.out[last]
+        if not isinstance(found, Phase) or found.wires != wires:
+            return None
+        return found if all(self.history[w][-1:] == [last] for w in wires) else None
 
     def _flip_pair(self, control: int, target: int) -> None:
         """CX on stored bits; closes CX P CX into a phase on the parity, and CX CX into nothing."""
@@ -558,8 +590,9 @@ class Lowering:
         self._push(Phase(terms, pair), pair)
 
     def _push(self, primitive: Primitive, wires: Iterable[int]) -> None:
+        at = len(self.out)
         for w in wires:
-            self.history[w].append(len(self.out))
+            self.history[w].append(at)
         self.out.append(primitive)
 
 

@@ -10,13 +10,17 @@ resident memory is the arena and one buffer. ``StoredState`` reads amplitudes af
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +32,7 @@ from workbench.errors import Infeasible
 
 PIECE = 1 << 16
 """Amplitudes that trade places at a time, so that the copy of them stays in cache."""
-__all__ = ["FileRun", "StoredState", "run_on_file"]
+__all__ = ["FileRun", "StoredState", "run_on_file", "scratch_folder"]
 
 
 @dataclass(slots=True)
@@ -61,6 +65,28 @@ class StoredState:
             start, stop, _ = index.indices(len(self))
             return np.fromfile(self.path, self.dtype, stop - start, offset=start * self.dtype.itemsize)
         return np.asarray(np.memmap(self.path, self.dtype, mode="r")[index])
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder that is gone afterwards, also when the process is told to end (SIGTERM) in between.
+
+    The signal's default would end the process where it stands and leave a file of the state's size behind.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, _leave)
+    try:
+        with tempfile.TemporaryDirectory(prefix="circuit-") as folder:
+            yield Path(folder)
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """Unwind; the exit status is the one shells give a process that a signal ended."""
+    raise SystemExit(128 + number)
 
 
 def run_on_file(code: ShardedCode, path: Path, *, dtype: Any, on: Engine, threads: int | None = None,

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +21,7 @@ import numpy.typing as npt
 from executors.circuit.compiled import engine, threads_available
 from executors.circuit.local import compile_circuit
 from executors.circuit.measure import amplitudes
-from executors.circuit.outofcore import StoredState, run_on_file
+from executors.circuit.outofcore import StoredState, run_on_file, scratch_folder
 from executors.circuit.sharded import compile_plan, engine_for
 from executors.circuit.stabiliser import path_sum
 from executors.circuit.state import allocate
@@ -184,8 +182,8 @@ def _inverse_on_file(problem: Problem, plan: Plan, wires: Sequence[int], weights
     on = engine_for(len(stages[0].local), real)
     code = compile_plan(Problem(circuit=Source(inline=back), machine=problem.machine, swaps="keep"),
                         dataclasses.replace(plan, stages=stages, merged=()), dtype=real, on=on, live=True)
-    with tempfile.TemporaryDirectory(prefix="circuit-") as folder:
-        path = Path(folder) / "state"
+    with scratch_folder() as folder:
+        path = folder / "state"
         done = run_on_file(code, path, dtype=real, on=on, start=dict(zip(wires, map(complex, weights), strict=True)))
         state = StoredState(path, np.result_type(real, np.complex64)).as_state()
         return complex(amplitudes(state, done.placement, [0])[0])

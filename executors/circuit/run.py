@@ -9,12 +9,8 @@ plan's own kernels on the GPU (``gpu``); on the CPU every stage is regrouped int
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,49 +18,30 @@ import numpy.typing as npt
 
 from executors.circuit.compiled import Engine, threads_available
 from executors.circuit.emit import Program
-from executors.circuit.measure import amplitudes, largest, norm
-from executors.circuit.outofcore import StoredState, run_on_file
-from executors.circuit.outputs import check_for_ranks, read_outputs
-from executors.circuit.reference import Place, amplitude_faults, chosen_method
-from executors.circuit.sharded import (
-    Exchange,
-    ShardedCode,
-    compile_plan,
-    engine_for,
-    moved_shard,
-    region,
+from executors.circuit.measure import amplitudes, norm
+from executors.circuit.outcome import (
+    InProcess,
+    exchange_shards,
+    in_job,
+    outcome_of,
+    probed_states,
+    room_bytes,
+    sharded_outcome,
 )
-from executors.circuit.state import Placement, State, allocate, clear_empty, free_bytes, prepare_zero
+from executors.circuit.outofcore import StoredState, run_on_file, scratch_folder
+from executors.circuit.outputs import check_for_ranks, read_outputs
+from executors.circuit.reference import amplitude_faults
+from executors.circuit.sharded import ShardedCode, compile_plan, engine_for
+from executors.circuit.state import allocate, clear_empty, prepare_zero
 from planners.circuit import Plan, Problem
-from planners.circuit.problem import STATE_SHARE
-from planners.circuit.words import stage_metrics
 from workbench.errors import Infeasible, SpecError
-from workbench.outcome import Metric, Outcome
+from workbench.outcome import Outcome
 from workbench.plan import Violation
-from workbench.timeline import Span, Timeline
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from executors.circuit.ranks import RankResult
 
-__all__ = ["InProcess", "exchange_shards", "outcome_of", "run", "run_in_process", "verify"]
-
-PROBES = 64
-"""Basis states whose amplitudes an outcome keeps for ``verify``: the most likely ones and a seeded choice."""
-FREE_SHARE = 0.8
-"""Part of the free memory a run may take where the problem gives no limit."""
-
-
-@dataclass(slots=True)
-class InProcess:
-    """A sharded run in one process: the whole state by shard number, and what each step took."""
-
-    state: State
-    stage_s: list[float] = field(default_factory=list)
-    exchange_s: list[float] = field(default_factory=list)
-    sent_bytes: list[int] = field(default_factory=list)
-    kernels: int = 0
+__all__ = ["run", "run_in_process", "verify"]
 
 
 def run_in_process(code: ShardedCode, *, dtype: npt.DTypeLike, on: Engine, threads: int | None = None) -> InProcess:
@@ -91,31 +68,6 @@ def run_in_process(code: ShardedCode, *, dtype: npt.DTypeLike, on: Engine, threa
 
 def _row(program: Program, bits: int) -> int:
     return int(program.kernels[0]["run"]) if len(program.kernels) else bits
-
-
-def exchange_shards(shards: list[State], exchange: Exchange) -> int:
-    """Trade regions between all pairs of shards, then renumber; bytes that ranks would have sent."""
-    pairs = exchange.pairs
-    bits = sum(1 << bit for _, bit in pairs)
-    sent = 0
-    for a in range(len(shards)):
-        mine = sum((a >> bit & 1) << i for i, (_, bit) in enumerate(pairs))
-        for step in range(1, 1 << len(pairs)):
-            theirs = mine ^ step
-            b = a & ~bits | sum((theirs >> i & 1) << bit for i, (_, bit) in enumerate(pairs))
-            if a < b:
-                left, right = region(shards[a], pairs, theirs), region(shards[b], pairs, mine)
-                held = left.copy()
-                left[...] = right
-                right[...] = held
-                sent += 2 * held.nbytes
-    moved = [moved_shard(s, exchange) for s in range(len(shards))]
-    if moved != list(range(len(shards))):
-        old = [shard.copy() for shard in shards]
-        for s, to in enumerate(moved):
-            shards[to][...] = old[s]
-            sent += old[s].nbytes if to != s else 0
-    return sent
 
 
 def run(problem: Problem, plan: Plan, *, device: str) -> Outcome:
@@ -146,7 +98,7 @@ def run(problem: Problem, plan: Plan, *, device: str) -> Outcome:
     compile_s = time.perf_counter() - began
     if in_job():
         return _as_rank(problem, plan, code, dtype=dtype, on=on, compile_s=compile_s)
-    if _state_bytes(problem, code.qubits) > _room(problem):
+    if _state_bytes(problem, code.qubits) > room_bytes(problem):
         return _out_of_core(problem, plan, code, dtype=dtype, on=on, compile_s=compile_s)
     done = run_in_process(code, dtype=dtype, on=on)
     return outcome_of(problem, plan, code, done, engine=on.name, threads=threads_available(), compile_s=compile_s,
@@ -157,44 +109,34 @@ def _state_bytes(problem: Problem, qubits: int) -> int:
     return problem.machine.amplitude_bytes << qubits
 
 
-def _room(problem: Problem) -> float:
-    """Bytes that amplitudes may take here."""
-    limit = problem.machine.memory_bytes
-    return FREE_SHARE * free_bytes() if limit is None else STATE_SHARE * limit
-
-
 def _out_of_core(problem: Problem, plan: Plan, code: ShardedCode, *, dtype: np.dtype, on: Engine, compile_s: float
                  ) -> Outcome:
     """The state is a file in the temporary folder, removed when its norm and amplitudes have been read."""
     whole, arena = _state_bytes(problem, code.qubits), _state_bytes(problem, code.local_bits)
-    room = _room(problem)
+    room = room_bytes(problem)
     if arena > room:
         raise Infeasible(f"a shard takes {_mebibytes(arena)}, the memory limit leaves {_mebibytes(room)}",
                          where="machine.local_qubits", hint="with machine.memory_bytes the planner cuts shards to fit")
     where = (f"file, {_mebibytes(whole)} against a memory limit that leaves {_mebibytes(room)}; one shard of "
              f"{_mebibytes(arena)} in memory at a time")
     warnings.warn(f"out of core: state in a {where}", stacklevel=3)
-    with tempfile.TemporaryDirectory(prefix="circuit-") as folder:
-        path = Path(folder) / "state"
+    with scratch_folder() as folder:
+        path = folder / "state"
         done = run_on_file(code, path, dtype=dtype, on=on)
         state = StoredState(path, np.result_type(dtype, np.complex64)).as_state()
-        probes = _probes(code, state, done.placement, shard=0)
+        probes = probed_states(code, state, done.placement, shard=0)
         between = len(code.stages) - 1
-        return _outcome(problem, plan, code, InProcess(state, done.stage_s, [0.0] * between, [0] * between),
-                        engine=on.name, threads=threads_available(), compile_s=compile_s,
-                        passes=[len(stage.program.kernels) for stage in code.stages], norm_=norm(state), sent=0,
-                        probes=probes, values=amplitudes(state, done.placement, probes), where=where,
-                        traffic=done.read_bytes + done.written_bytes,
-                        read=read_outputs(problem.outputs, state, done.placement, qubits=code.qubits))
+        return sharded_outcome(
+            problem, plan, code, InProcess(state, done.stage_s, [0.0] * between, [0] * between), engine=on.name,
+            threads=threads_available(), compile_s=compile_s,
+            passes=[len(stage.program.kernels) for stage in code.stages], norm_=norm(state), sent=0,
+            probes=probes, values=amplitudes(state, done.placement, probes), where=where,
+            traffic=done.read_bytes + done.written_bytes,
+            read=read_outputs(problem.outputs, state, done.placement, qubits=code.qubits))
 
 
 def _mebibytes(size: float) -> str:
     return f"{size / 2**20:.0f} MiB"
-
-
-def in_job() -> bool:
-    """Whether this process is one rank of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _as_rank(problem: Problem, plan: Plan, code: ShardedCode, *, dtype: np.dtype, on: Engine, compile_s: float
@@ -224,101 +166,14 @@ def _rank_outcome(problem: Problem, plan: Plan, code: ShardedCode, part: RankRes
     from executors.circuit import ranks
 
     total = ranks.summed([norm(part.state), float(sum(part.sent_bytes))], device=device)
-    probes = _probes(code, part.state, code.placement, shard=part.rank)
+    probes = probed_states(code, part.state, code.placement, shard=part.rank)
     values = ranks.summed_complex(amplitudes(part.state, code.placement, probes, shard=part.rank), device=device)
     done = InProcess(part.state, part.stage_s, part.exchange_s, part.sent_bytes)
-    return _outcome(problem, plan, code, done, engine=engine, threads=threads_available(), compile_s=compile_s,
-                    passes=passes, norm_=total[0], sent=int(total[1]), probes=probes, values=values,
-                    read=read_outputs(problem.outputs, part.state, code.placement, qubits=code.qubits,
-                                      add=lambda mine: ranks.summed_complex(mine, device=device), shard=part.rank,
-                                      shards=code.shards))
-
-
-def outcome_of(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *, engine: str, threads: int,
-               compile_s: float, passes: list[int]) -> Outcome:
-    """Metrics, timeline and probes of an in-process run."""
-    probes = _probes(code, done.state, code.placement, shard=0)
-    values = amplitudes(done.state, code.placement, probes)
-    return _outcome(problem, plan, code, done, engine=engine, threads=threads, compile_s=compile_s, passes=passes,
-                    norm_=norm(done.state), sent=sum(done.sent_bytes), probes=probes, values=values,
-                    read=read_outputs(problem.outputs, done.state, code.placement, qubits=code.qubits))
-
-
-def _probes(code: ShardedCode, state: State, placement: Placement, *, shard: int) -> list[int]:
-    """Basis states to keep: a seeded choice, the same on every rank, and for one process its largest amplitudes."""
-    rng = np.random.default_rng(0)
-    chosen = rng.integers(0, 1 << code.qubits, PROBES // 2).tolist()
-    if len(state) == 1 << code.qubits:
-        chosen += placement.basis(largest(state, PROBES // 2)).tolist()
-    return sorted(set(chosen))
-
-
-def _outcome(problem: Problem, plan: Plan, code: ShardedCode, done: InProcess, *, engine: str, threads: int,
-             compile_s: float, passes: list[int], norm_: float, sent: int, probes: list[int],
-             values: npt.NDArray[np.complex128], read: tuple[dict[str, pd.DataFrame], tuple[Metric, ...]],
-             where: str = "memory", traffic: int = 0) -> Outcome:
-    import pandas as pd
-
-    place = Place(_room(problem), alone=not in_job())
-    kernel_s, exchange_s = sum(done.stage_s), sum(done.exchange_s)
-    state_bytes = problem.machine.amplitude_bytes << code.qubits
-    limit = pass_bytes_per_s(done.state)
-    spans: list[Span] = []
-    clock = 0.0
-    for index, seconds in enumerate(done.stage_s):
-        if index:
-            spans.append(Span(device="host", stream="exchange", name=f"exchange {index}", start_s=clock,
-                              end_s=clock + done.exchange_s[index - 1], bytes=int(done.sent_bytes[index - 1])))
-            clock = spans[-1].end_s
-        spans.append(Span(device="host", stream="compute", name=f"stage {index}", start_s=clock,
-                          end_s=clock + seconds, after=(len(spans) - 1,) if spans else ()))
-        clock = spans[-1].end_s
-    predicted = [sum(k.cost_s for k in stage.kernels) for stage in plan.stages]
-    stages = pd.DataFrame({"stage": range(len(plan.stages)), "gates": [len(s.gates) for s in plan.stages],
-                           "kernels": passes,
-                           "predicted_s": predicted, "measured_s": done.stage_s,
-                           "exchange_s": [0.0, *done.exchange_s]})
-    return Outcome(
-        clock="measured",
-        metrics=(
-            Metric(name="total_s", value=kernel_s + exchange_s, unit="s", about="Kernels and exchanges."),
-            Metric(name="kernel_s", value=kernel_s, unit="s", about="All stages' kernels."),
-            Metric(name="communication_s", value=exchange_s, unit="s", about="All exchanges between stages."),
-            Metric(name="stages", value=len(plan.stages), unit="", about="Stages of the plan."),
-            Metric(name="exchanged_bytes", value=sent, unit="bytes", about="Sent by all shards together."),
-            Metric(name="compile_s", value=compile_s, unit="s", about="Lowering, tiling and emission."),
-            Metric(name="norm", value=norm_, unit="", about="Sum of all probabilities."),
-            Metric(name="bandwidth_bytes_per_s", value=2 * state_bytes * sum(passes) / kernel_s if kernel_s else 0.0,
-                   unit="bytes/s", about="State bytes read and written by the kernels, a second."),
-            Metric(name="bandwidth_limit_bytes_per_s", value=limit, unit="bytes/s",
-                   about="The same for a pass that only scales the state, on this machine now."),
-            *stage_metrics(done.stage_s),
-            *read[1],
-        ),
-        timeline=Timeline.from_spans(spans),
-        counters={"kernels": sum(passes), "exchanges": len(done.exchange_s), "shards": code.shards,
-                  "threads": threads, "file_bytes": traffic},
-        tables={"stages": stages,
-                "amplitudes": pd.DataFrame({"basis": probes, "real": values.real, "imag": values.imag}),
-                "engine": pd.DataFrame({"engine": [engine], "state": [where],
-                                        "check": [chosen_method(problem, place)]}),
-                **read[0]},
-    )
-
-
-def pass_bytes_per_s(state: State) -> float:
-    """Bytes read and written a second when every processor scales its share of (a part of) the state in place."""
-    part = state[: 1 << 22]
-    shares = [share for share in np.array_split(part.view(part.real.dtype), threads_available()) if len(share)]
-    with ThreadPoolExecutor(len(shares)) as pool:
-        list(pool.map(_scale, shares))  # threads exist, and pages and caches are as a pass leaves them
-        began = time.perf_counter()
-        list(pool.map(_scale, shares))
-        return 2 * part.nbytes / max(time.perf_counter() - began, 1e-9)
-
-
-def _scale(share: npt.NDArray[np.floating]) -> None:
-    np.multiply(share, 1, out=share)
+    return sharded_outcome(
+        problem, plan, code, done, engine=engine, threads=threads_available(), compile_s=compile_s, passes=passes,
+        norm_=total[0], sent=int(total[1]), probes=probes, values=values,
+        read=read_outputs(problem.outputs, part.state, code.placement, qubits=code.qubits, shard=part.rank,
+                          add=lambda mine: ranks.summed_complex(mine, device=device), shards=code.shards))
 
 
 def verify(problem: Problem, plan: Plan, outcome: Outcome) -> list[Violation]:

