@@ -2,8 +2,8 @@
 
 A kernel's price is min over back-ends of ``cost("kernel", structure, backend)`` plus, where fitted, the boundary
 ``cost("kernel_boundary", bytes, backend)``. Without a measured time and with ``problem.device``, the roofline of that
-device answers (back-end ``roofline``, source analytic). Costs given by primitives' names, ``cost("named_kernel", primitives =
-"a+b")``, are for worked examples; then what is not listed is no candidate.
+device answers (back-end ``roofline``, source analytic). Costs given by primitives' names, ``cost("named_kernel",
+primitives = "a+b")``, are for worked examples; then what is not listed is no candidate.
 
 The floor of an unmeasured kernel is SAFETY times the larger of two: the largest  t0 + read/R + stored/S + flops/F +
 elements/E  with all terms >= 0 that lies under every measured time (a linear program: no measured kernel is below it),
