@@ -133,8 +133,7 @@ def line_cuts(ranking: Ranking) -> None:
     if ranking.best is None:
         return
     for b in ranking.prices.problem.menu:
-        work = Work(ranking.prices, (b,))
-        least = max(work.of(ranking.prices.graph.everything) / ranking.prices.cluster.devices, work.largest_op)
+        least = Work(ranking.prices, (b,)).floor
         if ranking.prices.problem.batch_samples * least < ranking.limit and not ranking.late():
             stages = pipedream_stages(ranking.prices, b)
             if stages is not None:

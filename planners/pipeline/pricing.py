@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,8 +39,7 @@ def transfer_s(size_bytes: float, link: LinkRate) -> float:
     return link.latency_s + size_bytes / link.bytes_per_s if size_bytes else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """A stage on ``replicas`` devices at one micro-batch: seconds per sample, and the in-flight samples that fit."""
 
     replicas: int
@@ -60,6 +60,7 @@ class Prices:
     costs: CostModel
     _stages: dict[int, _Sums] = field(default_factory=dict, repr=False)
     _options: dict[tuple[int, int], tuple[Option, ...]] = field(default_factory=dict, repr=False)
+    _ways: dict[int, list[tuple[int, int, LinkRate]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.cluster: Cluster = self.problem.cluster
@@ -97,8 +98,9 @@ class Prices:
         if found is None:
             rows = list(bits(mask))
             operators = [self.graph.operators[v] for v in rows]
+            forward, backward = self.forward[rows].sum(axis=0), self.backward[rows].sum(axis=0)
             found = self._stages[mask] = _Sums(
-                forward=self.forward[rows].sum(axis=0), backward=self.backward[rows].sum(axis=0),
+                forward=forward, backward=backward, both=(forward + backward).tolist(),
                 weight_bytes=sum(o.weight_bytes for o in operators),
                 saved_bytes=sum(o.saved_bytes_per_sample for o in operators),
                 update_s=sum(self.update[v] for v in rows),
@@ -125,23 +127,30 @@ class Prices:
         return found
 
     def _all_options(self, mask: int, micro: int) -> Iterable[Option]:
-        sums = self.sums(mask)
+        sums, batch = self.sums(mask), self.problem.batch_samples
         free = self.room - sums.weight_bytes * self.copies
         each = sums.saved_bytes + sums.received
         if free < 0:
             return
-        for d in self.replica_counts(micro):
-            at = self.column[micro // d]
-            compute = float(sums.forward[at] + sums.backward[at])
-            come = transfer_s(sums.received * micro / d, self.edge_link)
-            leave = transfer_s(sums.sent * micro / d, self.edge_link)
-            busy = max(compute, come, leave) if self.problem.transfers == "overlapped" else compute + come + leave
-            once = ring_s(sums.weight_bytes, d, self.ring_link(d)) + sums.update_s
-            seconds = busy / micro + once / self.problem.batch_samples
-            most = self.problem.batch_samples if not each else min(self.problem.batch_samples, int(free * d / each))
+        overlapped = self.problem.transfers == "overlapped"
+        for d, at, ring in self._ways_of(micro):
+            most = batch if not each else min(batch, int(free * d / each))
             if most < micro:
                 continue
-            yield Option(d, seconds, most)
+            busy = sums.both[at]
+            come = transfer_s(sums.received * micro / d, self.edge_link)
+            leave = transfer_s(sums.sent * micro / d, self.edge_link)
+            busy = max(busy, come, leave) if overlapped else busy + come + leave
+            once = ring_s(sums.weight_bytes, d, ring) + sums.update_s
+            yield Option(d, busy / micro + once / batch, most)
+
+    def _ways_of(self, micro: int) -> list[tuple[int, int, LinkRate]]:
+        """Replicas that split a micro-batch, the column of their local batch, the link of their all-reduce."""
+        found = self._ways.get(micro)
+        if found is None:
+            found = self._ways[micro] = [(d, self.column[micro // d], self.ring_link(d))
+                                         for d in self.replica_counts(micro)]
+        return found
 
     def shares(self, chosen: Iterable[tuple[int, int, int]]) -> dict[Source, float]:
         """Share of the compute time of ``chosen`` (mask, micro-batch, replicas) by how it is known."""
@@ -262,6 +271,7 @@ def _table(name: str, column: str, rows: Mapping[int, float], source: Source,
 class _Sums:
     forward: Floats
     backward: Floats
+    both: list[float]
     weight_bytes: float
     saved_bytes: float
     update_s: float

@@ -17,10 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
 from planners.pipeline.inflight import need, rounded
-from planners.pipeline.pricing import Prices
+from planners.pipeline.pricing import Prices, ring_s
+from workbench.costtables import Floats
 
 __all__ = ["Chosen", "Probe", "Work"]
 
@@ -31,6 +34,11 @@ Front = dict[Interface, tuple[int, Any]]
 Counts = tuple[int, ...]
 
 _MANY_GROUPS = 4096
+# A ring of (almost) no bytes takes its latencies; none of them would take nothing.
+_NO_BYTES = 1e-12
+_ROUNDING = 1e-9
+_CLOSE = 1e-3
+_HALVINGS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +51,15 @@ class Chosen:
 
 
 class Work:
-    """Least device-seconds a sample of sets of operators, for lower bounds on devices."""
+    """Least device-seconds a sample of sets of operators, for lower bounds on devices; ``floor`` is one on T."""
 
     def __init__(self, prices: Prices, menu: tuple[int, ...]) -> None:
-        local = sorted({b // d for b in menu for d in prices.replica_counts(b)})
-        each = [prices.column[n] for n in local]
-        per_sample = (prices.forward[:, each] + prices.backward[:, each]) / [float(n) for n in local]
-        self.least = [float(x) for x in per_sample.min(axis=1)]
-        self.largest_op = max(
-            min(float(prices.forward[v, prices.column[b // d]] + prices.backward[v, prices.column[b // d]]) / b
-                for b in menu for d in prices.replica_counts(b)) for v in range(len(self.least)))
+        ways = [(b, d) for b in menu for d in prices.replica_counts(b)]
+        local = np.array([b // d for b, d in ways], dtype=float)
+        columns = [prices.column[b // d] for b, d in ways]
+        compute = (prices.forward[:, columns] + prices.backward[:, columns]) / local
+        self.least: list[float] = compute.min(axis=1).tolist()
+        self.floor = _floor(prices, ways, compute)
         self._of: dict[int, float] = {}
 
     def of(self, mask: int) -> float:
@@ -61,6 +68,36 @@ class Work:
         if found is None:
             found = self._of[mask] = math.fsum(self.least[v] for v in bits(mask))
         return found
+
+
+def _floor(prices: Prices, ways: list[tuple[int, int]], compute: Floats) -> float:
+    """No stages have a smaller T: within T each operator takes the fewest device-seconds of the micro-batches and
+    replicas that bring it alone under T, gradients' bytes and update among them; all together |D| T at most.
+
+    ``compute`` is device-seconds a sample by operator and way (micro-batch, replicas).
+    """
+    operators, batch = prices.graph.operators, prices.problem.batch_samples
+    replicas = np.array([d for _, d in ways], dtype=float)
+    slope = np.array([ring_s(1.0, d, prices.ring_link(d)) - ring_s(_NO_BYTES, d, prices.ring_link(d))
+                      for _, d in ways])
+    weight = np.array([[o.weight_bytes] for o in operators])
+    saved = np.array([[o.saved_bytes_per_sample] for o in operators])
+    local = np.array([b / d for b, d in ways])
+    alone = compute / replicas + (weight * slope + np.array(prices.update)[:, None]) / batch
+    alone[weight * prices.copies + local * saved > prices.room * (1 + _ROUNDING)] = math.inf
+    taken = alone * replicas
+    low = max(float(alone.min(axis=1).max()), float(taken.min(axis=1).sum()) / prices.cluster.devices)
+    if math.isinf(low):
+        return low
+    high = max(low, float(np.take_along_axis(taken, alone.argmin(axis=1)[:, None], axis=1).sum())
+               / prices.cluster.devices)
+    for _ in range(_HALVINGS):
+        if high - low <= _CLOSE * low:
+            break
+        middle = (low + high) / 2
+        least = np.where(alone <= middle, taken, math.inf).min(axis=1).sum()
+        low, high = (middle, high) if least > prices.cluster.devices * middle else (low, middle)
+    return low
 
 
 class Probe:

@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from planners.pipeline.assembly import Candidate, Draft, candidate, draft, with_stage, with_turns
+from planners.pipeline.assembly import Candidate, Draft, draft, placed, simulated, with_stage, with_turns
+from planners.pipeline.clock import least_s
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
@@ -49,18 +50,23 @@ class Ranking:
         """Whether the time is up (and there is something to return)."""
         return self.best is not None and time.perf_counter() > self.deadline
 
-    def take(self, found: Draft) -> bool:
-        """Simulate a draft; whether it is the new best."""
-        key = (found.stages, found.turns, found.sequential)
-        if key in self._seen:
-            return False
-        self._seen.add(key)
-        made = candidate(self.prices, found, below=self.limit)
-        self.tried += 1
-        if made is None or made.iteration_s >= self.limit:
-            return False
-        self.best = made
-        return True
+    def take(self, *drafts: Draft) -> None:
+        """Simulate those of some drafts that may be a new best, the most promising first."""
+        hopes = []
+        for found in drafts:
+            key = (found.stages, found.turns, found.sequential)
+            if key not in self._seen:
+                self._seen.add(key)
+                self.tried += 1
+                made = placed(self.prices, found)
+                if made is not None:
+                    hopes.append((least_s(made.graph, made.held), made))
+        for least, made in sorted(hopes, key=lambda hope: hope[0]):
+            if least >= self.limit:
+                return
+            new = simulated(made)
+            if new.iteration_s < self.limit:
+                self.best = new
 
 
 def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
@@ -70,9 +76,11 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
     hopes = []
     for menu in menus:
         work = Work(prices, menu)
-        hopes.append((batch * max(work.of(root.mask) / prices.cluster.devices, work.largest_op), menu))
+        hopes.append((batch * work.floor, menu))
+    # Replicas of a machine halve the depth of a pipeline again and again, as far as they divide the micro-batch.
     deep = min(_longest_path(prices), prices.cluster.devices)
-    guesses = [hope * (1 + (deep - 1) * menu[0] / batch) for hope, menu in hopes]
+    near = prices.cluster.devices_per_machine
+    guesses = [hope * (1 + (max(1.0, deep / min(near, menu[0])) - 1) * menu[0] / batch) for hope, menu in hopes]
     start = min(range(len(menus)), key=guesses.__getitem__)
     for side in (range(start, len(menus)), range(start - 1, -1, -1)):
         failures = 0
@@ -86,11 +94,11 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
             if failures == _PATIENCE:
                 break
     if ranking.best is not None:
-        best = ranking.best.draft
+        best, resized = ranking.best.draft, []
         for menu in menus:
             if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages):
-                resized = [Chosen(s.mask, menu[0], s.replicas) for s in best.stages]
-                ranking.take(draft(prices, resized, sequential=False))
+                resized.append([Chosen(s.mask, menu[0], s.replicas) for s in best.stages])
+        _take_all(ranking, resized)
 
 
 def _longest_path(prices: Prices) -> int:
@@ -109,18 +117,18 @@ def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...]) -> None:
     if found is None:
         return
     least, fronts = found
-    _take_all(ranking, fronts)
+    fronts = list(fronts)
     floor = least
     for rise in _RISE:
         if batch * floor >= ranking.limit or ranking.late():
             break
         floor = least * rise
-        _take_all(ranking, search.fronts(floor))
+        fronts += search.fronts(floor)
+    _take_all(ranking, fronts)
 
 
 def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:
-    for stages in fronts:
-        ranking.take(draft(ranking.prices, stages, sequential=False))
+    ranking.take(*(draft(ranking.prices, stages, sequential=False) for stages in fronts))
 
 
 def spread(ranking: Ranking) -> None:
@@ -129,9 +137,8 @@ def spread(ranking: Ranking) -> None:
     while ranking.best is not None and not ranking.late():
         found, before = ranking.best.draft, ranking.limit
         idle = ranking.prices.cluster.devices - sum(s.replicas for s in found.stages)
-        for x, stage in enumerate(found.stages):
-            if stage.replicas <= idle and stage.mask & (stage.mask - 1):
-                ranking.take(_split(ranking.prices, found, x))
+        ranking.take(*(_split(ranking.prices, found, x) for x, stage in enumerate(found.stages)
+                       if stage.replicas <= idle and stage.mask & (stage.mask - 1)))
         if ranking.limit >= before:
             return
 
@@ -158,8 +165,7 @@ def improve(ranking: Ranking) -> None:
         for x in range(len(ranking.best.draft.stages)):
             if ranking.late():
                 return
-            for changed in _changes(ranking.prices, ranking.best.draft, x):
-                ranking.take(changed)
+            ranking.take(*_changes(ranking.prices, ranking.best.draft, x))
         if ranking.limit >= before:
             return
 

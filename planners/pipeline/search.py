@@ -19,6 +19,7 @@ __all__ = ["Line", "Tree", "least_of", "searcher", "smallest_bottleneck"]
 
 _CLOSE = 1e-3
 _PROBES = 60
+_FIRST_STEP = 1.03
 
 
 class Line:
@@ -125,21 +126,20 @@ def least_of(search: Line | Tree, prices: Prices, root: Node, menu: tuple[int, .
              at_most: float) -> tuple[float, list[list[Chosen]]] | None:
     """``smallest_bottleneck`` with a search made before."""
     work = Work(prices, menu)
-    low = max(work.of(root.mask) / prices.cluster.devices, work.largest_op, 1e-12) * (1 - 1e-12)
+    low = max(work.floor, 1e-12) * (1 - 1e-12)
+    if low > at_most or math.isinf(low):
+        return None
 
     def achieved(limit: float) -> tuple[float, list[list[Chosen]]] | None:
         found = search.some(limit)
         return (max(_seconds(prices, s) for s in found[0]), found) if found else None
 
-    best = None
-    if math.isfinite(at_most):
-        best = achieved(at_most)
-    else:
-        high, step = low, 1.03
-        for _ in range(_PROBES):
-            if best := achieved(high):
-                break
-            low, high, step = high, high * step, step * step if step < 4 else step
+    # From below: what is too small is found so at little cost, and the bound is often near.
+    best, limit, step = None, min(low * (1 + max(within, _CLOSE)), at_most), _FIRST_STEP
+    for _ in range(_PROBES):
+        if (best := achieved(limit)) or limit == at_most:
+            break
+        low, limit, step = limit, min(limit * step, at_most), step * step if step < 4 else step
     if best is None:
         return None
     for _ in range(_PROBES):
