@@ -34,6 +34,12 @@ def ring_s(weight_bytes: float, replicas: int, link: LinkRate) -> float:
     return 2 * (replicas - 1) * (link.latency_s + weight_bytes / replicas / link.bytes_per_s)
 
 
+def _rings(weight_bytes: Floats, replicas: int, link: LinkRate) -> Floats:
+    """``ring_s`` of many."""
+    each = 2 * (replicas - 1) * (link.latency_s + weight_bytes / replicas / link.bytes_per_s)
+    return np.where(weight_bytes > 0, each, 0.0)
+
+
 def transfer_s(size_bytes: float, link: LinkRate) -> float:
     """One message; an order without data takes no time."""
     return link.latency_s + size_bytes / link.bytes_per_s if size_bytes else 0.0
@@ -63,6 +69,7 @@ class Prices:
     _ways: dict[int, list[tuple[int, int, LinkRate]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        self._runs: _Runs | None = None
         self.cluster: Cluster = self.problem.cluster
         self.copies = self.problem.weight_copies
         self.room = self.cluster.memory_bytes - self.problem.workspace_bytes
@@ -143,6 +150,34 @@ class Prices:
             busy = max(busy, come, leave) if overlapped else busy + come + leave
             once = ring_s(sums.weight_bytes, d, ring) + sums.update_s
             yield Option(d, busy / micro + once / batch, most)
+
+    def runs(self, micro: int) -> tuple[Floats, np.ndarray, np.ndarray]:
+        """Every run of operators by number as a stage, with every number of replicas: what ``options`` says, as arrays.
+
+        Returns:
+            seconds a sample (infinite where it does not fit) and most samples held, both by first operator, last
+            operator and way to replicate; and the replicas of each way.
+        """
+        if self._runs is None:
+            self._runs = _Runs.of(self)
+        r, batch = self._runs, self.problem.batch_samples
+        ways = self._ways_of(micro)
+        d = np.array([way[0] for way in ways])
+        free = self.room - r.weight_bytes * self.copies
+        with np.errstate(divide="ignore", invalid="ignore"):
+            room = free[..., None] * d / r.each[..., None]
+        most = np.where(r.each[..., None] > 0, np.minimum(np.nan_to_num(room), batch), batch).astype(int)
+        seconds = r.both[..., [way[1] for way in ways]]
+        come, leave = (np.where(size > 0, self.edge_link.latency_s + size * micro / d / self.edge_link.bytes_per_s, 0.0)
+                       for size in (r.received[..., None], r.sent[..., None]))
+        if self.problem.transfers == "overlapped":
+            seconds = np.maximum(seconds, np.maximum(come, leave))
+        else:
+            seconds = seconds + come + leave
+        ring = np.stack([_rings(r.weight_bytes, k, link) for k, _, link in ways], axis=-1)
+        seconds = seconds / micro + (ring + r.update_s[..., None]) / batch
+        seconds[(most < micro) | (free < 0)[..., None]] = np.inf
+        return seconds, most, d
 
     def _ways_of(self, micro: int) -> list[tuple[int, int, LinkRate]]:
         """Replicas that split a micro-batch, the column of their local batch, the link of their all-reduce."""
@@ -277,3 +312,44 @@ class _Sums:
     update_s: float
     received: float
     sent: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Totals of all runs of operators by number: arrays by first and last operator, meaningless below the diagonal."""
+
+    both: Floats
+    weight_bytes: Floats
+    each: Floats
+    update_s: Floats
+    received: Floats
+    sent: Floats
+
+    @staticmethod
+    def of(prices: Prices) -> _Runs:
+        graph, n = prices.graph, len(prices.graph)
+        weights = np.array([o.weight_bytes for o in graph.operators])
+        saved = np.array([o.saved_bytes_per_sample for o in graph.operators])
+        received, left = np.zeros((n, n)), np.zeros((n, n))
+        for first in range(n):
+            # A tensor that several operators of the run read comes once.
+            sizes: dict[int, float] = {}
+            for last in range(first, n):
+                for u, size in graph.reads[last]:
+                    if u < first:
+                        sizes[u] = max(size, sizes.get(u, 0.0))
+                received[first, last] = sum(sizes.values())
+            # left[u, v]: what operators after v read of u.
+            for v, size in graph.read_by[first]:
+                left[first, first:v] = np.maximum(left[first, first:v], size)
+        return _Runs(both=_totals(prices.forward) + _totals(prices.backward), weight_bytes=_totals(weights),
+                     each=_totals(saved) + received, update_s=_totals(np.array(prices.update)), received=received,
+                     sent=np.cumsum(np.triu(left)[::-1], axis=0)[::-1])
+
+
+def _totals(rows: Floats) -> Floats:
+    """Sums of rows first … last, by first and last."""
+    out = np.zeros((len(rows), *rows.shape))
+    for first in range(len(rows)):
+        out[first, first:] = np.cumsum(rows[first:], axis=0)
+    return out

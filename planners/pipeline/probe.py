@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -103,13 +103,17 @@ def _floor(prices: Prices, ways: list[tuple[int, int]], compute: Floats) -> floa
 class Probe:
     """One bottleneck T: does a stage graph exist whose every stage takes at most T a sample?
 
-    ``relaxed`` lets every stage hold one micro-batch only, whatever follows it: far fewer states, never fewer answers.
+    ``memory`` says what must fit beside the weights: "in-flight", all that a stage holds; "one", a micro-batch, and
+    nobody asks how deep a pipeline becomes; "depth" (one micro-batch size only), a micro-batch too, but the front tells
+    depths apart. The latter two have far fewer states (with "depth" what follows only shifts a front) and never fewer
+    answers.
     """
 
     def __init__(self, prices: Prices, root: Node, work: Work, menu: tuple[int, ...], limit: float, *,
-                 relaxed: bool = False) -> None:
+                 memory: Literal["in-flight", "one", "depth"] = "in-flight") -> None:
+        assert memory != "depth" or len(menu) == 1
         self.prices, self.root, self.work, self.menu, self.limit = prices, root, work, menu, limit
-        self.relaxed = relaxed
+        self.memory = memory
         self.batch = prices.problem.batch_samples
         self.devices = prices.cluster.devices
         self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
@@ -128,7 +132,8 @@ class Probe:
 
     def front(self) -> Front:
         """Fewest devices by interface of the model's first stages."""
-        return self._chain(self.root, 0, len(self.root.parts), None)
+        after = (0, self.menu[0]) if self.memory == "depth" else None
+        return self._chain(self.root, 0, len(self.root.parts), after)
 
     def stages(self, choice: Any) -> list[Chosen]:
         """The stages of an entry of ``front``."""
@@ -165,8 +170,13 @@ class Probe:
         if found is None:
             found = self.places[key] = []
             for b in self.menu:
-                held = b if following is None or self.relaxed else rounded(need(b, 1, *following), b, self.batch)
-                replicas = self._fits(mask, b, held)
+                if following is None or self.memory == "one":
+                    held = b
+                elif self.memory == "depth":
+                    held = b + following[0]
+                else:
+                    held = rounded(need(b, 1, *following), b, self.batch)
+                replicas = self._fits(mask, b, held if self.memory == "in-flight" else b)
                 if replicas is not None:
                     found.append((held, b, replicas))
         return found
@@ -176,6 +186,10 @@ class Probe:
         stage on the path that ``following`` begins (one stage raises i by at most ``per_stage`` samples)."""
         outside = math.ceil((self.total - self.work.of(mask)) / self.limit - 1e-9)
         return self.devices - max(outside, 0 if following is None else -(-following[0] // self.per_stage))
+
+    def _shifts(self, following: Interface) -> TypeGuard[tuple[int, int]]:
+        """Whether a front is that of stages nothing follows, each ``following`` deeper."""
+        return self.memory == "depth" and following is not None and following[0] > 0
 
     def _merge(self, a: Interface, b: Interface) -> Interface:
         if a is None or a == b:
@@ -220,6 +234,9 @@ class Probe:
         key = (node.kind, lo, hi, following)
         if key in self.memo:
             return self.memo[key]
+        if self._shifts(following):
+            self.memo[key] = moved = _moved(self._chain(node, lo, hi, (0, following[1])), following[0])
+            return moved
         span = self._span(node, lo, hi)
         most = self._allowed(span, following)
         out: Front = {}
@@ -296,6 +313,10 @@ class Probe:
         key = (node.kind, lo, p, counts, tail, following, seen)
         if key in self.memo:
             return self.memo[key]
+        if self._shifts(following):
+            start = self._before(node, lo, p, counts, tail, (0, following[1]), seen)
+            self.memo[key] = moved = _moved(start, following[0])
+            return moved
         fork = node.parts[p]
         most = self.devices
         start: Front = {following if seen else None: (0, None)}
@@ -343,6 +364,9 @@ class Probe:
         key = ("fork", fork.kind, counts, following)
         if key in self.memo:
             return self.memo[key]
+        if self._shifts(following):
+            self.memo[key] = moved = _moved(self._fork(fork, counts, (0, following[1])), following[0])
+            return moved
         g = next(i for i, c in enumerate(counts) if c)
         child = self._branch(fork, g)
         most = self.devices
@@ -405,6 +429,11 @@ class Probe:
                 for n in range(1, counts[g] + 1):
                     vector[g] = n
                     yield tuple(vector)
+
+
+def _moved(front: Front, samples: int) -> Front:
+    """A front whose stages are followed by ones that hold ``samples``."""
+    return {None if k is None else (k[0] + samples, k[1]): entry for k, entry in front.items()}
 
 
 def _less(counts: Counts, group: int) -> Counts:

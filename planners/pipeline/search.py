@@ -7,6 +7,7 @@ arrays (``Line``).
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 
@@ -34,15 +35,12 @@ class Line:
         self.batch, self.devices = prices.problem.batch_samples, prices.cluster.devices
         n = len(self.masks)
         self.held = np.minimum(self.micro * np.arange(1, min(n, self.devices) + 1), self.batch)
+        seconds, most, replicas = prices.runs(self.micro)
+        ends, ways = np.meshgrid(np.arange(1, n + 1), replicas, indexing="ij")
         # By first operator: end of the run, replicas, seconds a sample, most samples held, as columns.
-        self.runs: list[np.ndarray] = []
-        for i in range(n):
-            rows, mask = [], 0
-            for j in range(i, n):
-                mask |= self.masks[j]
-                rows += [(j + 1, o.replicas, o.seconds_per_sample, o.most_held)
-                         for o in prices.options(mask, self.micro)]
-            self.runs.append(np.array(rows).reshape(-1, 4))
+        every = np.stack([np.broadcast_to(ends, seconds.shape), np.broadcast_to(ways, seconds.shape), seconds, most],
+                         axis=-1)
+        self.runs = [every[i, i:].reshape(-1, 4) for i in range(n)]
 
     def fronts(self, limit: float) -> list[list[Chosen]]:
         """Stages of every number of stages that no smaller number beats in devices; fewest stages first."""
@@ -87,20 +85,31 @@ class Tree:
         self.prices, self.root, self.menu, self.work = prices, root, menu, Work(prices, menu)
 
     def fronts(self, limit: float) -> list[list[Chosen]]:
-        """Stages of every entry of the front within a bottleneck of ``limit``."""
-        return self._read(Probe(self.prices, self.root, self.work, self.menu, limit))
+        """Stages of every entry of the front within a bottleneck of ``limit``.
+
+        With one micro-batch size they are first sought as if memory held any depth; where all of those fit, they are
+        the front.
+        """
+        if len(self.menu) == 1:
+            quick = self._read(self._probe(limit, "depth"))
+            if all(_fits_all_the_same(self.prices, stages) for stages in quick):
+                return quick
+        return self._read(self._probe(limit, "in-flight"))
 
     def some(self, limit: float) -> list[list[Chosen]]:
         """Some stages within ``limit`` if there are any, the shallowest first.
 
-        First without in-flight samples: where that finds nothing there is nothing, and where its stages fit all the
-        same they are an answer. Only between the two does the whole program run.
+        First as if a stage held one micro-batch: where that finds nothing there is nothing, and where its stages fit
+        all the same they are an answer. Only between the two does the whole program run.
         """
         if len(self.menu) == 1:
-            quick = self._read(Probe(self.prices, self.root, self.work, self.menu, limit, relaxed=True))
+            quick = self._read(self._probe(limit, "one"))
             if not quick or _fits_all_the_same(self.prices, quick[0]):
                 return quick
         return self.fronts(limit)
+
+    def _probe(self, limit: float, memory: Literal["in-flight", "one", "depth"]) -> Probe:
+        return Probe(self.prices, self.root, self.work, self.menu, limit, memory=memory)
 
     def _read(self, probe: Probe) -> list[list[Chosen]]:
         found = sorted(probe.front().items(), key=lambda e: (e[0] or (0, 0), e[1][0]))
