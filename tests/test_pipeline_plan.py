@@ -41,7 +41,8 @@ def enumerated(problem: Problem, micro: int, *, inside: bool) -> float:
     def times(mask: int, d: int) -> float:
         n = micro // d
         compute = sum(graph.operators[v].forward_s[n] + graph.operators[v].backward_s[n] for v in bits(mask))
-        moved = max(graph.received(mask), graph.sent(mask)) * micro / d
+        members = list(bits(mask))
+        moved = max(graph.received(mask, members), graph.sent(mask, members)) * micro / d
         wire = 1e-6 + moved / 1e12 if moved else 0.0
         weight = sum(graph.operators[v].weight_bytes for v in bits(mask))
         ring = 2 * (d - 1) * (1e-6 + weight / d / 1e12) if d > 1 else 0.0
@@ -235,6 +236,24 @@ def test_lines_are_searched_as_trees_are() -> None:
             line, tree = (search(prices, root, (2,)).fronts(least[0] * rise) for search in (Line, Tree))
             assert [(len(x), sum(s.replicas for s in x)) for x in line] == [
                 (len(x), sum(s.replicas for s in x)) for x in tree]
+
+
+def test_runs_of_a_line_are_priced_as_arrays_to_the_bit() -> None:
+    for k in range(12):
+        rng = np.random.default_rng([18, k])
+        problem = oracles.random_problem(rng, operators=6, devices=4, memory_bytes=float(rng.choice([200.0, 1e9])))
+        cluster = dataclasses.replace(problem.cluster, devices_per_machine=2,
+                                      between=LinkRate(latency_s=1e-3, bytes_per_s=1e4))
+        prices, _ = priced(dataclasses.replace(problem, cluster=cluster,
+                                               transfers=("overlapped", "blocking")[k % 2]), NO_COSTS)
+        for micro in (1, 2, 4):
+            seconds, most, replicas = prices.runs(micro)
+            for first, last in itertools.combinations_with_replacement(range(6), 2):
+                singly = {o.replicas: o for o in prices.options((2 << last) - (1 << first), micro)}
+                for way, d in enumerate(replicas):
+                    option = singly.get(d)
+                    assert seconds[first, last, way] == (math.inf if option is None else option.seconds_per_sample)
+                    assert option is None or most[first, last, way] == option.most_held
 
 
 def test_more_devices_and_more_memory_never_raise_the_bottleneck() -> None:

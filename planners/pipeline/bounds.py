@@ -122,7 +122,7 @@ def chain_bound(prices: Prices, least: float) -> float:
         rows: dict[int, list[tuple[float, ...]]] = {}
         for j in range(i + 1, n + 1):
             sums = prices.sums((1 << j) - (1 << i))
-            key = sums.forward.tobytes(), sums.backward.tobytes(), sums.weight_bytes, sums.saved_bytes, sums.received
+            key = tuple(sums.both), sums.weight_bytes, sums.saved_bytes, sums.received, sums.sent, sums.update_s
             if key not in alike:
                 alike[key] = _ways(prices, (1 << j) - (1 << i))
             for way in alike[key]:

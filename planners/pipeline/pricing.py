@@ -85,6 +85,11 @@ class Prices:
         self.forward = np.array([r[0] for r in rows])
         self.backward = np.array([r[1] for r in rows])
         self.ranks = np.array([r[2] for r in rows])
+        operators = self.graph.operators
+        # What a stage adds up: forward and backward at each local batch, weights, saved activations, update.
+        self._columns = np.column_stack([
+            self.forward + self.backward, [o.weight_bytes for o in operators],
+            [o.saved_bytes_per_sample for o in operators], self.update])
 
     @property
     def one_machine(self) -> bool:
@@ -104,20 +109,16 @@ class Prices:
         found = self._stages.get(mask)
         if found is None:
             rows = list(bits(mask))
-            operators = [self.graph.operators[v] for v in rows]
-            forward, backward = self.forward[rows].sum(axis=0), self.backward[rows].sum(axis=0)
+            *both, weight_bytes, saved_bytes, update_s = self._columns[rows].sum(axis=0).tolist()
             found = self._stages[mask] = _Sums(
-                forward=forward, backward=backward, both=(forward + backward).tolist(),
-                weight_bytes=sum(o.weight_bytes for o in operators),
-                saved_bytes=sum(o.saved_bytes_per_sample for o in operators),
-                update_s=sum(self.update[v] for v in rows),
-                received=self.graph.received(mask), sent=self.graph.sent(mask))
+                both=both, weight_bytes=weight_bytes, saved_bytes=saved_bytes, update_s=update_s,
+                received=self.graph.received(mask, rows), sent=self.graph.sent(mask, rows))
         return found
 
     def compute_s(self, mask: int, micro: int, replicas: int) -> tuple[float, float]:
         """Forward and backward of one micro-batch, without transfers."""
-        sums, at = self.sums(mask), self.column[micro // replicas]
-        return float(sums.forward[at]), float(sums.backward[at])
+        rows, at = list(bits(mask)), self.column[micro // replicas]
+        return float(self.forward[rows, at].sum()), float(self.backward[rows, at].sum())
 
     def memory_bytes(self, mask: int, held: int, replicas: int) -> float:
         """Peak on one device with ``held`` samples in flight."""
@@ -134,22 +135,26 @@ class Prices:
         return found
 
     def _all_options(self, mask: int, micro: int) -> Iterable[Option]:
-        sums, batch = self.sums(mask), self.problem.batch_samples
-        free = self.room - sums.weight_bytes * self.copies
+        sums, batch, once = self.sums(mask), self.problem.batch_samples, self.edge_link.latency_s
+        weight_bytes, update_s, both = sums.weight_bytes, sums.update_s, sums.both
+        free = self.room - weight_bytes * self.copies
         each = sums.saved_bytes + sums.received
         if free < 0:
             return
+        come, leave = (size * micro / self.edge_link.bytes_per_s for size in (sums.received, sums.sent))
         overlapped = self.problem.transfers == "overlapped"
+        wire = max(come, leave) if overlapped else come + leave
+        messages = bool(come or leave) if overlapped else bool(come) + bool(leave)
         for d, at, ring in self._ways_of(micro):
             most = batch if not each else min(batch, int(free * d / each))
             if most < micro:
                 continue
-            busy = sums.both[at]
-            come = transfer_s(sums.received * micro / d, self.edge_link)
-            leave = transfer_s(sums.sent * micro / d, self.edge_link)
-            busy = max(busy, come, leave) if overlapped else busy + come + leave
-            once = ring_s(sums.weight_bytes, d, ring) + sums.update_s
-            yield Option(d, busy / micro + once / batch, most)
+            busy, moving = both[at], messages * once + wire / d
+            if overlapped:
+                busy = moving if moving > busy else busy
+            else:
+                busy += moving
+            yield Option(d, busy / micro + (ring_s(weight_bytes, d, ring) + update_s) / batch, most)
 
     def runs(self, micro: int) -> tuple[Floats, np.ndarray, np.ndarray]:
         """Every run of operators by number as a stage, with every number of replicas: what ``options`` says, as arrays.
@@ -168,12 +173,12 @@ class Prices:
             room = free[..., None] * d / r.each[..., None]
         most = np.where(r.each[..., None] > 0, np.minimum(np.nan_to_num(room), batch), batch).astype(int)
         seconds = r.both[..., [way[1] for way in ways]]
-        come, leave = (np.where(size > 0, self.edge_link.latency_s + size * micro / d / self.edge_link.bytes_per_s, 0.0)
-                       for size in (r.received[..., None], r.sent[..., None]))
+        come, leave = (size[..., None] * micro / self.edge_link.bytes_per_s for size in (r.received, r.sent))
+        once = self.edge_link.latency_s
         if self.problem.transfers == "overlapped":
-            seconds = np.maximum(seconds, np.maximum(come, leave))
+            seconds = np.maximum(seconds, once * ((come > 0) | (leave > 0)) + np.maximum(come, leave) / d)
         else:
-            seconds = seconds + come + leave
+            seconds = seconds + (once * ((come > 0) + (leave > 0).astype(int)) + (come + leave) / d)
         ring = np.stack([_rings(r.weight_bytes, k, link) for k, _, link in ways], axis=-1)
         seconds = seconds / micro + (ring + r.update_s[..., None]) / batch
         seconds[(most < micro) | (free < 0)[..., None]] = np.inf
@@ -304,8 +309,6 @@ def _table(name: str, column: str, rows: Mapping[int, float], source: Source,
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    forward: Floats
-    backward: Floats
     both: list[float]
     weight_bytes: float
     saved_bytes: float
@@ -342,7 +345,7 @@ class _Runs:
             # left[u, v]: what operators after v read of u.
             for v, size in graph.read_by[first]:
                 left[first, first:v] = np.maximum(left[first, first:v], size)
-        return _Runs(both=_totals(prices.forward) + _totals(prices.backward), weight_bytes=_totals(weights),
+        return _Runs(both=_totals(prices.forward + prices.backward), weight_bytes=_totals(weights),
                      each=_totals(saved) + received, update_s=_totals(np.array(prices.update)), received=received,
                      sent=np.cumsum(np.triu(left)[::-1], axis=0)[::-1])
 

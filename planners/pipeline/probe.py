@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import le
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
@@ -125,7 +126,8 @@ class Probe:
         self.places: dict[tuple[int, Interface], list[tuple[int, int, int]]] = {}
         self.spans: dict[tuple[int, int, int], int] = {}
         self.groups: dict[Any, list[tuple[Counts, int, int, int]]] = {}
-        self.vectors: dict[tuple[Counts, int], list[Counts]] = {}
+        self.vectors: dict[tuple[Counts, int, bool], list[Counts]] = {}
+        self.wholes: dict[Any, dict[Counts, list[tuple[int, int, int]]]] = {}
         self.per_stage = max(menu) * (1 if len(menu) == 1 else 3)
         # asks[b][c]: how much more an interface of micro-batch b can ask of a predecessor than one of c.
         self.asks = {b: {c: max(need(x, 1, 0, b) - need(x, 1, 0, c) for x in menu) for c in menu} for b in menu}
@@ -392,18 +394,14 @@ class Probe:
         if key in self.groups:
             return self.groups[key]
         kept: dict[tuple[int, int, int], list[Counts]] = {}
-        for vector in reversed(self._vectors(counts, first)):
-            if (vector[first] == 0 and not mask) or sum(vector) < (1 if mask else 2):
-                continue
-            taken = mask
-            for group, n in zip(fork.groups, vector, strict=True):
-                for position in group[:n]:
-                    taken |= fork.items[position].mask
-            if self._hopeless(taken):
-                continue
-            for place in self._placed(taken, following):
+        places = self.wholes.setdefault((fork.kind, mask, following), {})
+        for vector in self._vectors(counts, first, bool(mask)):
+            here = places.get(vector)
+            if here is None:
+                here = places[vector] = self._placed_whole(fork, vector, mask, following)
+            for place in here:
                 known = kept.setdefault(place, [])
-                if not any(all(n <= m for n, m in zip(vector, other, strict=True)) for other in known):
+                if not any(_covers(other, vector) for other in known):
                     known.append(vector)
         self.groups[key] = found = [(v, *place) for place, vectors in kept.items() for v in vectors]
         return found
@@ -411,12 +409,24 @@ class Probe:
     def _branch(self, fork: Node, group: int) -> Node:
         return fork.items[fork.groups[group][0]]
 
-    def _vectors(self, counts: Counts, first: int) -> list[Counts]:
-        """Numbers of whole branches by kind; of very many kinds only intervals in the order of the kinds."""
-        key = (counts, first)
-        if key not in self.vectors:
-            self.vectors[key] = list(self._list_vectors(counts, first))
-        return self.vectors[key]
+    def _placed_whole(self, fork: Node, vector: Counts, mask: int,
+                      following: Interface) -> list[tuple[int, int, int]]:
+        """``_placed`` of a mask and whole branches of a fork."""
+        for group, n in zip(fork.groups, vector, strict=True):
+            for position in group[:n]:
+                mask |= fork.items[position].mask
+        return [] if self._hopeless(mask) else self._placed(mask, following)
+
+    def _vectors(self, counts: Counts, first: int, joined: bool) -> list[Counts]:
+        """Numbers of whole branches by kind that a stage can take, the largest first: joined to others one or more,
+        grouped among themselves two or more with one of kind ``first``. Of very many kinds only intervals in the order
+        of the kinds."""
+        key = (counts, first, joined)
+        found = self.vectors.get(key)
+        if found is None:
+            found = self.vectors[key] = [v for v in reversed(list(self._list_vectors(counts, first)))
+                                         if (any(v) if joined else v[first] and sum(v) > 1)]
+        return found
 
     def _list_vectors(self, counts: Counts, first: int) -> Iterator[Counts]:
         if math.prod(c + 1 for c in counts) <= _MANY_GROUPS // 8:
@@ -438,6 +448,11 @@ def _moved(front: Front, samples: int) -> Front:
 
 def _less(counts: Counts, group: int) -> Counts:
     return tuple(c - (i == group) for i, c in enumerate(counts))
+
+
+def _covers(large: Counts, small: Counts) -> bool:
+    """Whether ``small`` is nowhere larger than ``large``."""
+    return all(map(le, small, large))
 
 
 def _product(counts: Counts) -> Iterator[Counts]:
