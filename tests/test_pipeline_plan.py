@@ -23,7 +23,7 @@ from planners.pipeline.inflight import held_by_all, order
 from planners.pipeline.loaders import graph_of, load
 from planners.pipeline.models import generate
 from planners.pipeline.planning import priced
-from planners.pipeline.probe import Chosen
+from planners.pipeline.probe import Chosen, Shape, Work
 from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
 from planners.pipeline.search import Line, Tree, smallest_bottleneck
 from tests import oracles_pipeline as oracles
@@ -230,10 +230,11 @@ def test_lines_are_searched_as_trees_are() -> None:
         prices, root = priced(dataclasses.replace(problem, edges=chain), NO_COSTS)
         least = smallest_bottleneck(prices, root, (2,))
         if least is None:
-            assert Tree(prices, root, (2,)).some(1.0) == []
+            assert Tree(prices, Shape(root), (2,), Work(prices, (2,))).some(1.0) == []
             continue
         for rise in (0.99, 1.0, 1.1, 1.5):
-            line, tree = (search(prices, root, (2,)).fronts(least[0] * rise) for search in (Line, Tree))
+            line, tree = (search(prices, Shape(root), (2,), Work(prices, (2,))).fronts(least[0] * rise)
+                          for search in (Line, Tree))
             assert [(len(x), sum(s.replicas for s in x)) for x in line] == [
                 (len(x), sum(s.replicas for s in x)) for x in tree]
 

@@ -26,7 +26,7 @@ from planners.pipeline.inflight import need, rounded
 from planners.pipeline.pricing import Prices, ring_s
 from workbench.costtables import Floats
 
-__all__ = ["Chosen", "Probe", "Work"]
+__all__ = ["Chosen", "Probe", "Shape", "Work"]
 
 # (in-flight samples, micro-batch) of the first stages; None: nothing follows.
 Interface = tuple[int, int] | None
@@ -49,6 +49,66 @@ class Chosen:
     mask: int
     micro: int
     replicas: int
+
+
+class Shape:
+    """What all probes of one tree share: a node of each kind, masks of runs of items and of whole branches."""
+
+    def __init__(self, root: Node) -> None:
+        self.root = root
+        self.of_kind: dict[int, Node] = {}
+        self._spans: dict[tuple[int, int, int], int] = {}
+        self._vectors: dict[tuple[Counts, int, bool], list[Counts]] = {}
+        self._wholes: dict[tuple[int, Counts], int] = {}
+        self._register(root)
+
+    def _register(self, node: Node) -> None:
+        self.of_kind.setdefault(node.kind, node)
+        for item in node.items:
+            self._register(item)
+
+    def span(self, node: Node, lo: int, hi: int) -> int:
+        """Mask of items lo … hi - 1."""
+        key = (node.mask, lo, hi)
+        found = self._spans.get(key)
+        if found is None:
+            found = self._spans[key] = _joined(node, lo, hi)
+        return found
+
+    def whole(self, fork: Node, vector: Counts) -> int:
+        """Mask of the first branches of each kind."""
+        key = (fork.mask, vector)
+        found = self._wholes.get(key)
+        if found is None:
+            found = 0
+            for group, n in zip(fork.groups, vector, strict=True):
+                for position in group[:n]:
+                    found |= fork.items[position].mask
+            self._wholes[key] = found
+        return found
+
+    def vectors(self, counts: Counts, first: int, joined: bool) -> list[Counts]:
+        """Numbers of whole branches by kind that a stage can take, the largest first: joined to others one or more,
+        grouped among themselves two or more with one of kind ``first``. Of very many kinds only intervals in the order
+        of the kinds."""
+        key = (counts, first, joined)
+        found = self._vectors.get(key)
+        if found is None:
+            found = self._vectors[key] = [v for v in reversed(list(self._list_vectors(counts, first)))
+                                         if (any(v) if joined else v[first] and sum(v) > 1)]
+        return found
+
+    def _list_vectors(self, counts: Counts, first: int) -> Iterator[Counts]:
+        if math.prod(c + 1 for c in counts) <= _MANY_GROUPS // 8:
+            yield from _product(counts)
+            return
+        yield (0,) * len(counts)
+        for start in range(first, len(counts)):
+            vector = [0] * len(counts)
+            for g in range(start, len(counts)):
+                for n in range(1, counts[g] + 1):
+                    vector[g] = n
+                    yield tuple(vector)
 
 
 class Work:
@@ -110,23 +170,20 @@ class Probe:
     answers.
     """
 
-    def __init__(self, prices: Prices, root: Node, work: Work, menu: tuple[int, ...], limit: float, *,
+    def __init__(self, prices: Prices, shape: Shape, work: Work, menu: tuple[int, ...], limit: float, *,
                  memory: Literal["in-flight", "one", "depth"] = "in-flight") -> None:
         assert memory != "depth" or len(menu) == 1
-        self.prices, self.root, self.work, self.menu, self.limit = prices, root, work, menu, limit
+        self.prices, self.shape, self.work, self.menu, self.limit = prices, shape, work, menu, limit
+        self.root = shape.root
         self.memory = memory
         self.batch = prices.problem.batch_samples
         self.devices = prices.cluster.devices
         self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
-        self.total = work.of(root.mask)
-        self.of_kind: dict[int, Node] = {}
-        self._register(root)
+        self.total = work.of(self.root.mask)
         self.memo: dict[Any, Front] = {}
         self.fitting: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self.places: dict[tuple[int, Interface], list[tuple[int, int, int]]] = {}
-        self.spans: dict[tuple[int, int, int], int] = {}
         self.groups: dict[Any, list[tuple[Counts, int, int, int]]] = {}
-        self.vectors: dict[tuple[Counts, int, bool], list[Counts]] = {}
         self.wholes: dict[Any, dict[Counts, list[tuple[int, int, int]]]] = {}
         self.per_stage = max(menu) * (1 if len(menu) == 1 else 3)
         # asks[b][c]: how much more an interface of micro-batch b can ask of a predecessor than one of c.
@@ -142,19 +199,6 @@ class Probe:
         out: list[Chosen] = []
         _Reading(out).chain(choice, self.root, len(self.root.parts))
         return out
-
-    def _register(self, node: Node) -> None:
-        self.of_kind.setdefault(node.kind, node)
-        for item in node.items:
-            self._register(item)
-
-    def _span(self, node: Node, lo: int, hi: int) -> int:
-        """Mask of items lo … hi - 1."""
-        key = (node.mask, lo, hi)
-        found = self.spans.get(key)
-        if found is None:
-            found = self.spans[key] = _joined(node, lo, hi)
-        return found
 
     def _fits(self, mask: int, micro: int, held: int) -> int | None:
         """Fewest replicas of a stage within T and memory."""
@@ -232,14 +276,14 @@ class Probe:
         """Items lo … hi - 1 of a series, closed at both ends."""
         if lo == hi:
             return {following: (0, None)}
-        node = self.of_kind[node.kind]
+        node = self.shape.of_kind[node.kind]
         key = (node.kind, lo, hi, following)
         if key in self.memo:
             return self.memo[key]
         if self._shifts(following):
             self.memo[key] = moved = _moved(self._chain(node, lo, hi, (0, following[1])), following[0])
             return moved
-        span = self._span(node, lo, hi)
+        span = self.shape.span(node, lo, hi)
         most = self._allowed(span, following)
         out: Front = {}
         if most >= 1:
@@ -260,7 +304,7 @@ class Probe:
             mask |= node.parts[j].mask
             if self._hopeless(mask):
                 return
-            least = base + math.ceil(self.work.of(self._span(node, lo, j)) / self.limit - 1e-9)
+            least = base + math.ceil(self.work.of(self.shape.span(node, lo, j)) / self.limit - 1e-9)
             fits = self.work.of(mask) / self.limit - 1e-9 <= most - least
             for held, b, d in self._placed(mask, following) if fits else ():
                 if d + least > most:
@@ -282,7 +326,7 @@ class Probe:
         counts = tuple(map(len, fork.groups))
         base = 0 if right is None else right[-1]
         # Everything from item lo on that this stage or the ones before it still have to take.
-        whole_work = self.work.of(self._span(node, lo, j) | mask)
+        whole_work = self.work.of(self.shape.span(node, lo, j) | mask)
         none = (0,) * len(counts)
         for whole, held, b, d in self._largest(fork, counts, 0, mask, following):
             left = tuple(c - n for c, n in zip(counts, whole, strict=True))
@@ -291,7 +335,7 @@ class Probe:
         for g in range(len(counts)):
             child = self._branch(fork, g)
             for q in range(1, len(child.parts)):
-                full = mask | self._span(child, q, len(child.parts))
+                full = mask | self.shape.span(child, q, len(child.parts))
                 if not counts[g] or self._hopeless(full):
                     continue
                 least = base + math.ceil((whole_work - self.work.of(full)) / self.limit - 1e-9)
@@ -351,7 +395,7 @@ class Probe:
             aside = self._both(others, {None: (0, None)} if is_tail else stub, most)
             aside = self._both(aside, start, most)
             for q in range(1, length + 1):
-                head = self._span(child, 0, q)
+                head = self.shape.span(child, 0, q)
                 if self._hopeless(head):
                     break
                 remainder = self._chain(child, q, length, following)
@@ -395,10 +439,11 @@ class Probe:
             return self.groups[key]
         kept: dict[tuple[int, int, int], list[Counts]] = {}
         places = self.wholes.setdefault((fork.kind, mask, following), {})
-        for vector in self._vectors(counts, first, bool(mask)):
+        for vector in self.shape.vectors(counts, first, bool(mask)):
             here = places.get(vector)
             if here is None:
-                here = places[vector] = self._placed_whole(fork, vector, mask, following)
+                taken = mask | self.shape.whole(fork, vector)
+                here = places[vector] = [] if self._hopeless(taken) else self._placed(taken, following)
             for place in here:
                 known = kept.setdefault(place, [])
                 if not any(_covers(other, vector) for other in known):
@@ -408,37 +453,6 @@ class Probe:
 
     def _branch(self, fork: Node, group: int) -> Node:
         return fork.items[fork.groups[group][0]]
-
-    def _placed_whole(self, fork: Node, vector: Counts, mask: int,
-                      following: Interface) -> list[tuple[int, int, int]]:
-        """``_placed`` of a mask and whole branches of a fork."""
-        for group, n in zip(fork.groups, vector, strict=True):
-            for position in group[:n]:
-                mask |= fork.items[position].mask
-        return [] if self._hopeless(mask) else self._placed(mask, following)
-
-    def _vectors(self, counts: Counts, first: int, joined: bool) -> list[Counts]:
-        """Numbers of whole branches by kind that a stage can take, the largest first: joined to others one or more,
-        grouped among themselves two or more with one of kind ``first``. Of very many kinds only intervals in the order
-        of the kinds."""
-        key = (counts, first, joined)
-        found = self.vectors.get(key)
-        if found is None:
-            found = self.vectors[key] = [v for v in reversed(list(self._list_vectors(counts, first)))
-                                         if (any(v) if joined else v[first] and sum(v) > 1)]
-        return found
-
-    def _list_vectors(self, counts: Counts, first: int) -> Iterator[Counts]:
-        if math.prod(c + 1 for c in counts) <= _MANY_GROUPS // 8:
-            yield from _product(counts)
-            return
-        yield (0,) * len(counts)
-        for start in range(first, len(counts)):
-            vector = [0] * len(counts)
-            for g in range(start, len(counts)):
-                for n in range(1, counts[g] + 1):
-                    vector[g] = n
-                    yield tuple(vector)
 
 
 def _moved(front: Front, samples: int) -> Front:

@@ -19,8 +19,8 @@ from planners.pipeline.clock import least_s
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Work
-from planners.pipeline.search import least_of, searcher
+from planners.pipeline.probe import Chosen, Shape, Work
+from planners.pipeline.search import Line, Tree, least_of, searcher
 
 __all__ = ["Ranking", "improve", "rank", "spread"]
 
@@ -73,32 +73,28 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
     """Candidates of the menus of micro-batches (ascending): from the most promising one outwards, on each side until
     ``_PATIENCE`` menus in a row find nothing better; then the best stages at every other micro-batch."""
     prices, batch = ranking.prices, ranking.prices.problem.batch_samples
-    hopes = []
-    for menu in menus:
-        work = Work(prices, menu)
-        hopes.append((batch * work.floor, menu))
+    shape, works = Shape(root), [Work(prices, menu) for menu in menus]
+    hopes = [batch * work.floor for work in works]
     # Replicas of a machine halve the depth of a pipeline again and again, as far as they divide the micro-batch.
     deep = min(_longest_path(prices), prices.cluster.devices)
     near = prices.cluster.devices_per_machine
-    guesses = [hope * (1 + (max(1.0, deep / min(near, menu[0])) - 1) * menu[0] / batch) for hope, menu in hopes]
+    guesses = [hope * (1 + (max(1.0, deep / min(near, menu[0])) - 1) * menu[0] / batch)
+               for hope, menu in zip(hopes, menus, strict=True)]
     start = min(range(len(menus)), key=guesses.__getitem__)
     for side in (range(start, len(menus)), range(start - 1, -1, -1)):
         failures = 0
         for m in side:
             before = ranking.limit
-            hope, menu = hopes[m]
-            if not ranking.late() and hope < before:
-                _one_menu(ranking, root, menu)
+            if not ranking.late() and hopes[m] < before:
+                _one_menu(ranking, searcher(prices, shape, menus[m], works[m]))
             if math.isfinite(ranking.limit):
                 failures = 0 if ranking.limit < before else failures + 1
             if failures == _PATIENCE:
                 break
     if ranking.best is not None:
-        best, resized = ranking.best.draft, []
-        for menu in menus:
-            if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages):
-                resized.append([Chosen(s.mask, menu[0], s.replicas) for s in best.stages])
-        _take_all(ranking, resized)
+        best = ranking.best.draft
+        _take_all(ranking, [[Chosen(s.mask, menu[0], s.replicas) for s in best.stages] for menu in menus
+                            if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages)])
 
 
 def _longest_path(prices: Prices) -> int:
@@ -109,11 +105,10 @@ def _longest_path(prices: Prices) -> int:
     return max(length)
 
 
-def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...]) -> None:
+def _one_menu(ranking: Ranking, search: Line | Tree) -> None:
     """Plans at the least bottleneck of a menu and somewhat above it."""
-    prices, batch = ranking.prices, ranking.prices.problem.batch_samples
-    search = searcher(prices, root, menu)
-    found = least_of(search, prices, root, menu, within=_WITHIN, at_most=ranking.limit / batch)
+    batch = ranking.prices.problem.batch_samples
+    found = least_of(search, within=_WITHIN, at_most=ranking.limit / batch)
     if found is None:
         return
     least, fronts = found

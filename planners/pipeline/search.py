@@ -14,7 +14,7 @@ import numpy as np
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Probe, Work
+from planners.pipeline.probe import Chosen, Probe, Shape, Work
 
 __all__ = ["Line", "Tree", "least_of", "searcher", "smallest_bottleneck"]
 
@@ -29,9 +29,9 @@ class Line:
     best[i, m] is the fewest devices of operators i … in m stages; the first of them holds min(m b, B) samples.
     """
 
-    def __init__(self, prices: Prices, root: Node, menu: tuple[int, ...]) -> None:
-        self.prices, (self.micro,) = prices, menu
-        self.masks = [item.mask for item in root.parts]
+    def __init__(self, prices: Prices, shape: Shape, menu: tuple[int, ...], work: Work) -> None:
+        self.prices, (self.micro,), self.work = prices, menu, work
+        self.masks = [item.mask for item in shape.root.parts]
         self.batch, self.devices = prices.problem.batch_samples, prices.cluster.devices
         n = len(self.masks)
         self.held = np.minimum(self.micro * np.arange(1, min(n, self.devices) + 1), self.batch)
@@ -81,8 +81,8 @@ class Line:
 class Tree:
     """The search over the whole tree."""
 
-    def __init__(self, prices: Prices, root: Node, menu: tuple[int, ...]) -> None:
-        self.prices, self.root, self.menu, self.work = prices, root, menu, Work(prices, menu)
+    def __init__(self, prices: Prices, shape: Shape, menu: tuple[int, ...], work: Work) -> None:
+        self.prices, self.shape, self.menu, self.work = prices, shape, menu, work
 
     def fronts(self, limit: float) -> list[list[Chosen]]:
         """Stages of every entry of the front within a bottleneck of ``limit``.
@@ -109,17 +109,17 @@ class Tree:
         return self.fronts(limit)
 
     def _probe(self, limit: float, memory: Literal["in-flight", "one", "depth"]) -> Probe:
-        return Probe(self.prices, self.root, self.work, self.menu, limit, memory=memory)
+        return Probe(self.prices, self.shape, self.work, self.menu, limit, memory=memory)
 
     def _read(self, probe: Probe) -> list[list[Chosen]]:
         found = sorted(probe.front().items(), key=lambda e: (e[0] or (0, 0), e[1][0]))
         return [probe.stages(choice) for _, (_, choice) in found]
 
 
-def searcher(prices: Prices, root: Node, menu: tuple[int, ...]) -> Line | Tree:
+def searcher(prices: Prices, shape: Shape, menu: tuple[int, ...], work: Work) -> Line | Tree:
     """The search for a model and a menu of micro-batches."""
-    is_line = len(menu) == 1 and all(item.shape == "operator" for item in root.parts)
-    return Line(prices, root, menu) if is_line else Tree(prices, root, menu)
+    is_line = len(menu) == 1 and all(item.shape == "operator" for item in shape.root.parts)
+    return (Line if is_line else Tree)(prices, shape, menu, work)
 
 
 def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, within: float = 0.0,
@@ -128,20 +128,18 @@ def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, wi
 
     ``None`` when memory or devices allow no stages at any T up to ``at_most``.
     """
-    return least_of(searcher(prices, root, menu), prices, root, menu, within=within, at_most=at_most)
+    return least_of(searcher(prices, Shape(root), menu, Work(prices, menu)), within=within, at_most=at_most)
 
 
-def least_of(search: Line | Tree, prices: Prices, root: Node, menu: tuple[int, ...], *, within: float,
-             at_most: float) -> tuple[float, list[list[Chosen]]] | None:
+def least_of(search: Line | Tree, *, within: float, at_most: float) -> tuple[float, list[list[Chosen]]] | None:
     """``smallest_bottleneck`` with a search made before."""
-    work = Work(prices, menu)
-    low = max(work.floor, 1e-12) * (1 - 1e-12)
+    low = max(search.work.floor, 1e-12) * (1 - 1e-12)
     if low > at_most or math.isinf(low):
         return None
 
     def achieved(limit: float) -> tuple[float, list[list[Chosen]]] | None:
         found = search.some(limit)
-        return (max(_seconds(prices, s) for s in found[0]), found) if found else None
+        return (max(_seconds(search.prices, s) for s in found[0]), found) if found else None
 
     # From below: what is too small is found so at little cost, and the bound is often near.
     best, limit, step = None, min(low * (1 + max(within, _CLOSE)), at_most), _FIRST_STEP
