@@ -65,6 +65,7 @@ class Prices:
     graph: OperatorGraph
     costs: CostModel
     _stages: dict[int, _Sums] = field(default_factory=dict, repr=False)
+    _halves: dict[int, tuple[list[float], list[float]]] = field(default_factory=dict, repr=False)
     _options: dict[tuple[int, int], tuple[Option, ...]] = field(default_factory=dict, repr=False)
     _ways: dict[int, list[tuple[int, int, LinkRate]]] = field(default_factory=dict, repr=False)
 
@@ -117,8 +118,11 @@ class Prices:
 
     def compute_s(self, mask: int, micro: int, replicas: int) -> tuple[float, float]:
         """Forward and backward of one micro-batch, without transfers."""
-        rows, at = list(bits(mask)), self.column[micro // replicas]
-        return float(self.forward[rows, at].sum()), float(self.backward[rows, at].sum())
+        at, found = self.column[micro // replicas], self._halves.get(mask)
+        if found is None:
+            rows = list(bits(mask))
+            found = self._halves[mask] = self.forward[rows].sum(axis=0).tolist(), self.backward[rows].sum(axis=0).tolist()
+        return found[0][at], found[1][at]
 
     def memory_bytes(self, mask: int, held: int, replicas: int) -> float:
         """Peak on one device with ``held`` samples in flight."""
@@ -160,7 +164,7 @@ class Prices:
         """Every run of operators by number as a stage, with every number of replicas: what ``options`` says, as arrays.
 
         Returns:
-            seconds a sample (infinite where it does not fit) and most samples held, both by first operator, last
+            seconds a sample (infinite where it does not fit or ends before it begins) and most samples held, both by first operator, last
             operator and way to replicate; and the replicas of each way.
         """
         if self._runs is None:
@@ -181,7 +185,8 @@ class Prices:
             seconds = seconds + (once * ((come > 0) + (leave > 0).astype(int)) + (come + leave) / d)
         ring = np.stack([_rings(r.weight_bytes, k, link) for k, _, link in ways], axis=-1)
         seconds = seconds / micro + (ring + r.update_s[..., None]) / batch
-        seconds[(most < micro) | (free < 0)[..., None]] = np.inf
+        backwards = np.tri(len(free), k=-1, dtype=bool)
+        seconds[(most < micro) | ((free < 0) | backwards)[..., None]] = np.inf
         return seconds, most, d
 
     def _ways_of(self, micro: int) -> list[tuple[int, int, LinkRate]]:

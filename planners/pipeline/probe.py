@@ -150,14 +150,19 @@ def _floor(prices: Prices, ways: list[tuple[int, int]], compute: Floats) -> floa
     low = max(float(alone.min(axis=1).max()), float(taken.min(axis=1).sum()) / prices.cluster.devices)
     if math.isinf(low):
         return low
-    high = max(low, float(np.take_along_axis(taken, alone.argmin(axis=1)[:, None], axis=1).sum())
-               / prices.cluster.devices)
+    devices = prices.cluster.devices
+
+    def possible(limit: float) -> bool:
+        return float(np.where(alone <= limit, taken, math.inf).min(axis=1).sum()) <= devices * limit
+
+    if possible(low * (1 + _ROUNDING)):
+        return low
+    high = float(np.take_along_axis(taken, alone.argmin(axis=1)[:, None], axis=1).sum()) / devices
     for _ in range(_HALVINGS):
         if high - low <= _CLOSE * low:
             break
         middle = (low + high) / 2
-        least = np.where(alone <= middle, taken, math.inf).min(axis=1).sum()
-        low, high = (middle, high) if least > prices.cluster.devices * middle else (low, middle)
+        low, high = (low, middle) if possible(middle) else (middle, high)
     return low
 
 
@@ -181,7 +186,6 @@ class Probe:
         self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
         self.total = work.of(self.root.mask)
         self.memo: dict[Any, Front] = {}
-        self.fitting: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self.places: dict[tuple[int, Interface], list[tuple[int, int, int]]] = {}
         self.groups: dict[Any, list[tuple[Counts, int, int, int]]] = {}
         self.wholes: dict[Any, dict[Counts, list[tuple[int, int, int]]]] = {}
@@ -202,12 +206,10 @@ class Probe:
 
     def _fits(self, mask: int, micro: int, held: int) -> int | None:
         """Fewest replicas of a stage within T and memory."""
-        key = (mask, micro)
-        found = self.fitting.get(key)
-        if found is None:
-            found = self.fitting[key] = [(o.replicas, o.most_held) for o in self.prices.options(mask, micro)
-                                         if o.seconds_per_sample <= self.limit]
-        return next((d for d, most in found if most >= held), None)
+        for replicas, seconds, most in self.prices.options(mask, micro):
+            if seconds <= self.limit and most >= held:
+                return replicas
+        return None
 
     def _placed(self, mask: int, following: Interface) -> list[tuple[int, int, int]]:
         """(in-flight, micro-batch, replicas) of a stage before ``following``."""

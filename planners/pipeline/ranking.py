@@ -123,7 +123,8 @@ def _one_menu(ranking: Ranking, search: Line | Tree) -> None:
 
 
 def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:
-    ranking.take(*(draft(ranking.prices, stages, sequential=False) for stages in fronts))
+    different = {frozenset(stages): stages for stages in fronts}
+    ranking.take(*(draft(ranking.prices, stages, sequential=False) for stages in different.values()))
 
 
 def spread(ranking: Ranking) -> None:

@@ -7,6 +7,7 @@ arrays (``Line``).
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -24,9 +25,9 @@ _FIRST_STEP = 1.03
 
 
 class Line:
-    """The search where operators form a line and there is one micro-batch size: one array operation an operator.
+    """The search where operators form a line and there is one micro-batch size: one array operation a stage.
 
-    best[i, m] is the fewest devices of operators i … in m stages; the first of them holds min(m b, B) samples.
+    best[m, i] is the fewest devices of operators i … in m stages; the first of them holds min(m b, B) samples.
     """
 
     def __init__(self, prices: Prices, shape: Shape, menu: tuple[int, ...], work: Work) -> None:
@@ -35,46 +36,54 @@ class Line:
         self.batch, self.devices = prices.problem.batch_samples, prices.cluster.devices
         n = len(self.masks)
         self.held = np.minimum(self.micro * np.arange(1, min(n, self.devices) + 1), self.batch)
-        seconds, most, replicas = prices.runs(self.micro)
-        ends, ways = np.meshgrid(np.arange(1, n + 1), replicas, indexing="ij")
-        # By first operator: end of the run, replicas, seconds a sample, most samples held, as columns.
-        every = np.stack([np.broadcast_to(ends, seconds.shape), np.broadcast_to(ways, seconds.shape), seconds, most],
-                         axis=-1)
-        self.runs = [every[i, i:].reshape(-1, 4) for i in range(n)]
+        # Runs of operators by first and last one and way to replicate.
+        self.seconds, self.most, self.replicas = prices.runs(self.micro)
 
     def fronts(self, limit: float) -> list[list[Chosen]]:
         """Stages of every number of stages that no smaller number beats in devices; fewest stages first."""
         n, most = len(self.masks), len(self.held)
-        best = np.full((n + 1, most + 1), np.inf)
-        best[n, 0] = 0.0
-        chosen = np.zeros((n, most + 1), dtype=int)
-        fitting = []
-        for i in reversed(range(n)):
-            rows = self.runs[i][self.runs[i][:, 2] <= limit]
-            fitting.append(rows)
-            if len(rows):
-                total = best[rows[:, 0].astype(int), :-1] + rows[:, 1:2]
-                total[rows[:, 3:4] < self.held] = np.inf
-                chosen[i, 1:] = total.argmin(axis=0)
-                best[i, 1:] = total.min(axis=0)
-        fitting.reverse()
-        found, fewest = [], math.inf
+        best = np.full((most + 1, n + 1), np.inf)
+        best[0, n] = 0.0
+        fits = self.seconds <= limit
+        # Where memory holds what the deepest pipeline asks for, a run's fewest replicas do not depend on its place.
+        ample = bool((self.most >= self.held[-1])[fits].all())
+        fewest = self._fewest(fits)
+        found, least = [], math.inf
         for m in range(1, most + 1):
-            if best[0, m] <= self.devices and best[0, m] < fewest:
-                fewest = best[0, m]
-                found.append(self._stages(fitting, chosen, m))
+            runs = fewest if ample else self._fewest(fits & (self.most >= self.held[m - 1]))
+            (runs + best[m - 1, 1:]).min(axis=1, out=best[m, :n])
+            if best[m, 0] <= self.devices and best[m, 0] < least:
+                least = best[m, 0]
+                found.append(self._stages(fits, best, m))
         return found
 
     def some(self, limit: float) -> list[list[Chosen]]:
         """See ``Tree``."""
-        return self.fronts(limit)
+        n, fits = len(self.masks), self.seconds <= limit
+        fewest = self._fewest(fits)
+        best = np.zeros(n + 1)
+        for i in reversed(range(n)):
+            best[i] = (fewest[i, i:] + best[i + 1:]).min()
+        if best[0] > self.devices:
+            return []
+        ends, i = [0], 0
+        while i < n:
+            i += 1 + int((fewest[i, i:] + best[i + 1:]).argmin())
+            ends.append(i)
+        stages = [Chosen(sum(self.masks[i:j]), self.micro, int(fewest[i, j - 1])) for i, j in pairwise(ends)]
+        return [stages] if _fits_all_the_same(self.prices, stages) else self.fronts(limit)
 
-    def _stages(self, fitting: list[np.ndarray], chosen: np.ndarray, m: int) -> list[Chosen]:
+    def _fewest(self, fits: np.ndarray) -> np.ndarray:
+        """Fewest replicas of runs that fit, infinite where none do."""
+        return np.where(fits, self.replicas, np.inf).min(axis=-1)
+
+    def _stages(self, fits: np.ndarray, best: np.ndarray, m: int) -> list[Chosen]:
         stages, i = [], 0
         while m:
-            end, replicas = fitting[i][chosen[i, m], :2]
-            stages.append(Chosen(sum(self.masks[i:int(end)]), self.micro, int(replicas)))
-            i, m = int(end), m - 1
+            runs = self._fewest(fits[i] & (self.most[i] >= self.held[m - 1]))
+            last = int((runs + best[m - 1, 1:]).argmin())
+            stages.append(Chosen(sum(self.masks[i:last + 1]), self.micro, int(runs[last])))
+            i, m = last + 1, m - 1
         return stages
 
 
