@@ -233,8 +233,9 @@ def test_lines_are_searched_as_trees_are() -> None:
             assert Tree(prices, Shape(root), (2,), Work(prices, (2,))).some(1.0) == []
             continue
         for rise in (0.99, 1.0, 1.1, 1.5):
-            line, tree = (search(prices, Shape(root), (2,), Work(prices, (2,))).fronts(least[0] * rise)
-                          for search in (Line, Tree))
+            work = Work(prices, (2,))
+            line, tree = (search.fronts(least[0] * rise)
+                          for search in (Line(prices, work, 2), Tree(prices, Shape(root), (2,), work)))
             assert [(len(x), sum(s.replicas for s in x)) for x in line] == [
                 (len(x), sum(s.replicas for s in x)) for x in tree]
 

@@ -19,11 +19,11 @@ from planners.pipeline.assembly import Draft, draft
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import OperatorGraph, bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Work
+from planners.pipeline.probe import Chosen
 from planners.pipeline.ranking import Ranking, rank, spread
 from workbench.errors import SolverError
 
-__all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "line_cuts", "pipedream",
+__all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "pipedream",
            "pipedream_stages", "piper", "piper_stages", "sequential"]
 
 DOWNSETS = 40_000
@@ -126,18 +126,6 @@ def piper_stages(ranking: Ranking, sets: list[int], micro: int) -> list[Chosen] 
         stages.append(Chosen(high & ~low, micro, d))
         low, m = high, m - d
     return stages
-
-
-def line_cuts(ranking: Ranking) -> None:
-    """PipeDream's stages as a stage graph instead of a chain, for every micro-batch that may win."""
-    if ranking.best is None:
-        return
-    for b in ranking.prices.problem.menu:
-        least = Work(ranking.prices, (b,)).floor
-        if ranking.prices.problem.batch_samples * least < ranking.limit and not ranking.late():
-            stages = pipedream_stages(ranking.prices, b)
-            if stages is not None:
-                ranking.take(draft(ranking.prices, stages, sequential=False))
 
 
 def balance(ranking: Ranking) -> None:

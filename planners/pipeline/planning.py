@@ -12,7 +12,7 @@ from planners.pipeline.decomposition import Node, decompose
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.pricing import Prices
 from planners.pipeline.problem import Plan, Problem
-from planners.pipeline.ranking import Ranking, improve, rank, spread
+from planners.pipeline.ranking import Ranking, improve, line_cuts, rank, spread
 from workbench.costs import CostModel
 from workbench.errors import Infeasible, SpecError, nearest
 from workbench.plan import Bound
@@ -77,7 +77,7 @@ def _search(planner: str, ranking: Ranking, root: Node) -> None:
     menu = ranking.prices.problem.menu
     if planner == "graph":
         rank(ranking, root, [(b,) for b in menu])
-        baselines.line_cuts(ranking)
+        line_cuts(ranking)
         spread(ranking)
         improve(ranking)
     elif planner == "graph-uniform":

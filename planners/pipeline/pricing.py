@@ -6,13 +6,16 @@ layers at the *local* batch b/d; seconds a sample are multiplied only where the 
 backward is two gemms (gradients of input and of weight). all_reduce is a ring: 2(d-1)(alpha + W/(d beta)); update is
 known of measured layers only. Replicas take equal slices, so d divides b.
     memory(S, i, d) = W (2 + optimizer copies) + (i/d)(saved + received bytes) + workspace
-While the neighbours of a stage are unknown, links are taken to be the slow ones unless one machine holds all devices.
+While the neighbours of a stage are unknown, links are taken to be the slow ones unless one machine holds all devices;
+``Prices.nearby`` takes them to be the fast ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +100,13 @@ class Prices:
         """Whether the fast links connect all devices."""
         return self.cluster.devices <= self.cluster.devices_per_machine
 
+    @cached_property
+    def nearby(self) -> Prices:
+        """The same prices where stages talk over the fast links although they may stand in several machines."""
+        made = copy(self)
+        made.edge_link, made._options = self.cluster.inside, {}
+        return made
+
     def replica_counts(self, micro: int) -> list[int]:
         """Numbers of replicas that split a micro-batch evenly."""
         return [d for d in range(1, min(micro, self.cluster.devices) + 1) if micro % d == 0]
@@ -121,7 +131,8 @@ class Prices:
         at, found = self.column[micro // replicas], self._halves.get(mask)
         if found is None:
             rows = list(bits(mask))
-            found = self._halves[mask] = self.forward[rows].sum(axis=0).tolist(), self.backward[rows].sum(axis=0).tolist()
+            found = self._halves[mask] = (self.forward[rows].sum(axis=0).tolist(),
+                                          self.backward[rows].sum(axis=0).tolist())
         return found[0][at], found[1][at]
 
     def memory_bytes(self, mask: int, held: int, replicas: int) -> float:
@@ -164,8 +175,8 @@ class Prices:
         """Every run of operators by number as a stage, with every number of replicas: what ``options`` says, as arrays.
 
         Returns:
-            seconds a sample (infinite where it does not fit or ends before it begins) and most samples held, both by first operator, last
-            operator and way to replicate; and the replicas of each way.
+            Seconds a sample (infinite where it does not fit or ends before it begins) and most samples held, both by
+            first operator, last operator and way to replicate; and the replicas of each way.
         """
         if self._runs is None:
             self._runs = _Runs.of(self)

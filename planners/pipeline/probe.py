@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from operator import le
 from typing import Any, Literal, TypeGuard
 
@@ -115,12 +117,14 @@ class Work:
     """Least device-seconds a sample of sets of operators, for lower bounds on devices; ``floor`` is one on T."""
 
     def __init__(self, prices: Prices, menu: tuple[int, ...]) -> None:
+        self.prices, self.menu = prices, menu
         ways = [(b, d) for b in menu for d in prices.replica_counts(b)]
         local = np.array([b // d for b, d in ways], dtype=float)
         columns = [prices.column[b // d] for b, d in ways]
         compute = (prices.forward[:, columns] + prices.backward[:, columns]) / local
         self.least: list[float] = compute.min(axis=1).tolist()
         self.floor = _floor(prices, ways, compute)
+        self.total = math.fsum(self.least)
         self._of: dict[int, float] = {}
 
     def of(self, mask: int) -> float:
@@ -129,6 +133,19 @@ class Work:
         if found is None:
             found = self._of[mask] = math.fsum(self.least[v] for v in bits(mask))
         return found
+
+    @cached_property
+    def alone(self) -> list[float]:
+        """Least seconds a sample of every operator as a stage of its own, transfers among them."""
+        return [min((o.seconds_per_sample for b in self.menu for o in self.prices.options(1 << v, b)), default=math.inf)
+                for v in range(len(self.least))]
+
+    def relieved(self, limit: float) -> Work:
+        """The work where operators that ``limit`` is too small for take a device or more each."""
+        made = copy(self)
+        made.least = [min(x, limit) if alone > limit else x for x, alone in zip(self.least, self.alone, strict=True)]
+        made._of = {}
+        return made
 
 
 def _floor(prices: Prices, ways: list[tuple[int, int]], compute: Floats) -> float:
@@ -172,19 +189,23 @@ class Probe:
     ``memory`` says what must fit beside the weights: "in-flight", all that a stage holds; "one", a micro-batch, and
     nobody asks how deep a pipeline becomes; "depth" (one micro-batch size only), a micro-batch too, but the front tells
     depths apart. The latter two have far fewer states (with "depth" what follows only shifts a front) and never fewer
-    answers.
+    answers. Operators that ``limit`` is too small for may take up to ``alone`` seconds a sample as stages of their own.
     """
 
     def __init__(self, prices: Prices, shape: Shape, work: Work, menu: tuple[int, ...], limit: float, *,
-                 memory: Literal["in-flight", "one", "depth"] = "in-flight") -> None:
+                 alone: float = 0.0, memory: Literal["in-flight", "one", "depth"] = "in-flight") -> None:
         assert memory != "depth" or len(menu) == 1
         self.prices, self.shape, self.work, self.menu, self.limit = prices, shape, work, menu, limit
         self.root = shape.root
         self.memory = memory
+        self.alone, self.single = alone, 0
+        if alone > limit:
+            self.single = sum(1 << v for v, least in enumerate(work.alone) if least > limit)
+            self.work = work.relieved(limit)
         self.batch = prices.problem.batch_samples
         self.devices = prices.cluster.devices
         self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
-        self.total = work.of(self.root.mask)
+        self.total = self.work.of(self.root.mask)
         self.memo: dict[Any, Front] = {}
         self.places: dict[tuple[int, Interface], list[tuple[int, int, int]]] = {}
         self.groups: dict[Any, list[tuple[Counts, int, int, int]]] = {}
@@ -206,8 +227,9 @@ class Probe:
 
     def _fits(self, mask: int, micro: int, held: int) -> int | None:
         """Fewest replicas of a stage within T and memory."""
+        limit = self.alone if mask & self.single == mask and mask & (mask - 1) == 0 else self.limit
         for replicas, seconds, most in self.prices.options(mask, micro):
-            if seconds <= self.limit and most >= held:
+            if seconds <= limit and most >= held:
                 return replicas
         return None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from planners.pipeline.assembly import Candidate, Draft, draft, placed, simulated, with_stage, with_turns
@@ -22,13 +22,17 @@ from planners.pipeline.pricing import Prices
 from planners.pipeline.probe import Chosen, Shape, Work
 from planners.pipeline.search import Line, Tree, least_of, searcher
 
-__all__ = ["Ranking", "improve", "rank", "spread"]
+__all__ = ["Ranking", "improve", "line_cuts", "rank", "spread"]
 
 _RISE = (1.05, 1.15, 1.4)
 _PATIENCE = 2
 # Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
 _WITHIN = 0.01
 _ROUNDS = 4
+# Balancing the stages beside the bottleneck ends at this ratio.
+_EVEN = 1.1
+# Least bottleneck over its bound from which on slow links are to blame.
+_FAR = 1.1
 
 
 @dataclass
@@ -86,7 +90,8 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
         for m in side:
             before = ranking.limit
             if not ranking.late() and hopes[m] < before:
-                _one_menu(ranking, searcher(prices, shape, menus[m], works[m]))
+                _one_menu(ranking, searcher(prices, shape, menus[m], works[m]),
+                          lambda m=m: searcher(prices.nearby, shape, menus[m], Work(prices.nearby, menus[m])))
             if math.isfinite(ranking.limit):
                 failures = 0 if ranking.limit < before else failures + 1
             if failures == _PATIENCE:
@@ -97,6 +102,16 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
                             if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages)])
 
 
+def line_cuts(ranking: Ranking) -> None:
+    """Runs of the operators in their order as a stage graph, for every micro-batch that may win: they take operators
+    of several branches, which the tree's stages do not."""
+    prices = ranking.prices
+    for b in prices.problem.menu:
+        work = Work(prices, (b,))
+        if prices.problem.batch_samples * work.floor < ranking.limit and not ranking.late():
+            _one_menu(ranking, Line(prices, work, b), lambda b=b, work=work: Line(prices.nearby, work, b))
+
+
 def _longest_path(prices: Prices) -> int:
     """Operators on the longest path."""
     length: list[int] = []
@@ -105,12 +120,21 @@ def _longest_path(prices: Prices) -> int:
     return max(length)
 
 
-def _one_menu(ranking: Ranking, search: Line | Tree) -> None:
-    """Plans at the least bottleneck of a menu and somewhat above it."""
+def _one_menu(ranking: Ranking, search: Line | Tree, nearby: Callable[[], Line | Tree]) -> None:
+    """Plans at the least bottleneck of a menu and somewhat above it; where slow links are what keeps it from being
+    less, also those of a search that hopes for neighbours in one machine (the simulation knows better)."""
+    least = _over_some_links(ranking, search)
+    cluster = ranking.prices.cluster
+    if not ranking.prices.one_machine and cluster.inside != cluster.between and least > _FAR * search.work.floor:
+        _over_some_links(ranking, nearby())
+
+
+def _over_some_links(ranking: Ranking, search: Line | Tree) -> float:
+    """``_one_menu`` with links as the search takes them; the least bottleneck it found."""
     batch = ranking.prices.problem.batch_samples
     found = least_of(search, within=_WITHIN, at_most=ranking.limit / batch)
     if found is None:
-        return
+        return math.inf
     least, fronts = found
     fronts = list(fronts)
     floor = least
@@ -119,7 +143,23 @@ def _one_menu(ranking: Ranking, search: Line | Tree) -> None:
             break
         floor = least * rise
         fronts += search.fronts(floor)
-    _take_all(ranking, fronts)
+    _take_all(ranking, fronts + _balanced(ranking, search, least))
+    return least
+
+
+def _balanced(ranking: Ranking, search: Line | Tree, least: float) -> list[list[Chosen]]:
+    """Stages shorter than the bottleneck ``least``, where only operators too large for that keep it from being less:
+    they stand alone, and all others share the devices left as evenly as they can."""
+    low, high, found = search.work.total / ranking.prices.cluster.devices, least, []
+    while high > low * _EVEN and not ranking.late():
+        middle = math.sqrt(low * high)
+        stages = search.fronts(middle, least)
+        if stages:
+            high = middle
+            found += stages
+        else:
+            low = middle
+    return found
 
 
 def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:

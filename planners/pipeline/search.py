@@ -25,26 +25,30 @@ _FIRST_STEP = 1.03
 
 
 class Line:
-    """The search where operators form a line and there is one micro-batch size: one array operation a stage.
+    """The search over runs of operators in their order, with one micro-batch size: one array operation a stage.
 
     best[m, i] is the fewest devices of operators i … in m stages; the first of them holds min(m b, B) samples.
     """
 
-    def __init__(self, prices: Prices, shape: Shape, menu: tuple[int, ...], work: Work) -> None:
-        self.prices, (self.micro,), self.work = prices, menu, work
-        self.masks = [item.mask for item in shape.root.parts]
+    def __init__(self, prices: Prices, work: Work, micro: int) -> None:
+        self.prices, self.work, self.micro = prices, work, micro
         self.batch, self.devices = prices.problem.batch_samples, prices.cluster.devices
-        n = len(self.masks)
+        n = len(prices.graph)
         self.held = np.minimum(self.micro * np.arange(1, min(n, self.devices) + 1), self.batch)
         # Runs of operators by first and last one and way to replicate.
         self.seconds, self.most, self.replicas = prices.runs(self.micro)
 
-    def fronts(self, limit: float) -> list[list[Chosen]]:
-        """Stages of every number of stages that no smaller number beats in devices; fewest stages first."""
-        n, most = len(self.masks), len(self.held)
+    def fronts(self, limit: float, alone: float = 0.0) -> list[list[Chosen]]:
+        """Stages of every number of stages that no smaller number beats in devices; fewest stages first.
+
+        Operators that ``limit`` is too small for may take up to ``alone`` as stages of their own.
+        """
+        n, most = len(self.prices.graph), len(self.held)
         best = np.full((most + 1, n + 1), np.inf)
         best[0, n] = 0.0
         fits = self.seconds <= limit
+        single = np.flatnonzero(np.array(self.work.alone) > limit)
+        fits[single, single] |= self.seconds[single, single] <= alone
         # Where memory holds what the deepest pipeline asks for, a run's fewest replicas do not depend on its place.
         ample = bool((self.most >= self.held[-1])[fits].all())
         fewest = self._fewest(fits)
@@ -59,7 +63,7 @@ class Line:
 
     def some(self, limit: float) -> list[list[Chosen]]:
         """See ``Tree``."""
-        n, fits = len(self.masks), self.seconds <= limit
+        n, fits = len(self.prices.graph), self.seconds <= limit
         fewest = self._fewest(fits)
         best = np.zeros(n + 1)
         for i in reversed(range(n)):
@@ -70,7 +74,7 @@ class Line:
         while i < n:
             i += 1 + int((fewest[i, i:] + best[i + 1:]).argmin())
             ends.append(i)
-        stages = [Chosen(sum(self.masks[i:j]), self.micro, int(fewest[i, j - 1])) for i, j in pairwise(ends)]
+        stages = [Chosen((1 << j) - (1 << i), self.micro, int(fewest[i, j - 1])) for i, j in pairwise(ends)]
         return [stages] if _fits_all_the_same(self.prices, stages) else self.fronts(limit)
 
     def _fewest(self, fits: np.ndarray) -> np.ndarray:
@@ -82,7 +86,7 @@ class Line:
         while m:
             runs = self._fewest(fits[i] & (self.most[i] >= self.held[m - 1]))
             last = int((runs + best[m - 1, 1:]).argmin())
-            stages.append(Chosen(sum(self.masks[i:last + 1]), self.micro, int(runs[last])))
+            stages.append(Chosen((2 << last) - (1 << i), self.micro, int(runs[last])))
             i, m = last + 1, m - 1
         return stages
 
@@ -93,17 +97,17 @@ class Tree:
     def __init__(self, prices: Prices, shape: Shape, menu: tuple[int, ...], work: Work) -> None:
         self.prices, self.shape, self.menu, self.work = prices, shape, menu, work
 
-    def fronts(self, limit: float) -> list[list[Chosen]]:
-        """Stages of every entry of the front within a bottleneck of ``limit``.
+    def fronts(self, limit: float, alone: float = 0.0) -> list[list[Chosen]]:
+        """Stages of every entry of the front within a bottleneck of ``limit``; for ``alone`` see ``Line``.
 
         With one micro-batch size they are first sought as if memory held any depth; where all of those fit, they are
         the front.
         """
         if len(self.menu) == 1:
-            quick = self._read(self._probe(limit, "depth"))
+            quick = self._read(self._probe(limit, "depth", alone))
             if all(_fits_all_the_same(self.prices, stages) for stages in quick):
                 return quick
-        return self._read(self._probe(limit, "in-flight"))
+        return self._read(self._probe(limit, "in-flight", alone))
 
     def some(self, limit: float) -> list[list[Chosen]]:
         """Some stages within ``limit`` if there are any, the shallowest first.
@@ -117,8 +121,8 @@ class Tree:
                 return quick
         return self.fronts(limit)
 
-    def _probe(self, limit: float, memory: Literal["in-flight", "one", "depth"]) -> Probe:
-        return Probe(self.prices, self.shape, self.work, self.menu, limit, memory=memory)
+    def _probe(self, limit: float, memory: Literal["in-flight", "one", "depth"], alone: float = 0.0) -> Probe:
+        return Probe(self.prices, self.shape, self.work, self.menu, limit, alone=alone, memory=memory)
 
     def _read(self, probe: Probe) -> list[list[Chosen]]:
         found = sorted(probe.front().items(), key=lambda e: (e[0] or (0, 0), e[1][0]))
@@ -127,8 +131,9 @@ class Tree:
 
 def searcher(prices: Prices, shape: Shape, menu: tuple[int, ...], work: Work) -> Line | Tree:
     """The search for a model and a menu of micro-batches."""
-    is_line = len(menu) == 1 and all(item.shape == "operator" for item in shape.root.parts)
-    return (Line if is_line else Tree)(prices, shape, menu, work)
+    if len(menu) == 1 and all(item.shape == "operator" for item in shape.root.parts):
+        return Line(prices, work, menu[0])
+    return Tree(prices, shape, menu, work)
 
 
 def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, within: float = 0.0,
