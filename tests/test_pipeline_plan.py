@@ -222,6 +222,15 @@ def test_chains_have_pipedreams_bottleneck() -> None:
         assert found[0] == pytest.approx(slowest, rel=1e-9)
 
 
+def test_even_stages_of_a_line_are_pipedreams() -> None:
+    for k in range(20):
+        rng = np.random.default_rng([19, k])
+        problem = oracles.random_problem(rng, operators=8, devices=5, memory_bytes=float(rng.choice([300.0, 1e9])))
+        prices, _ = priced(problem, NO_COSTS)
+        for micro in (1, 4):
+            assert Line(prices, Work(prices, (micro,)), micro).evenest() == pipedream_stages(prices, micro)
+
+
 def test_lines_are_searched_as_trees_are() -> None:
     for k in range(20):
         rng = np.random.default_rng([17, k])

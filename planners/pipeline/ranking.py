@@ -109,7 +109,11 @@ def line_cuts(ranking: Ranking) -> None:
     for b in prices.problem.menu:
         work = Work(prices, (b,))
         if prices.problem.batch_samples * work.floor < ranking.limit and not ranking.late():
-            _one_menu(ranking, Line(prices, work, b), lambda b=b, work=work: Line(prices.nearby, work, b))
+            line = Line(prices, work, b)
+            _one_menu(ranking, line, lambda b=b, work=work: Line(prices.nearby, work, b))
+            even = line.evenest()
+            if even is not None:
+                _take_all(ranking, [even])
 
 
 def _longest_path(prices: Prices) -> int:
@@ -169,14 +173,29 @@ def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:
 
 def spread(ranking: Ranking) -> None:
     """Split stages of the best plan over idle devices while that helps: the search uses as few as a bottleneck needs,
-    but shorter stages fill and drain a pipeline sooner."""
+    but shorter stages fill and drain a pipeline sooner. Where branches are alike no single split helps, so the longest
+    stages are also split one after the other until no device is left."""
     while ranking.best is not None and not ranking.late():
         found, before = ranking.best.draft, ranking.limit
-        idle = ranking.prices.cluster.devices - sum(s.replicas for s in found.stages)
-        ranking.take(*(_split(ranking.prices, found, x) for x, stage in enumerate(found.stages)
-                       if stage.replicas <= idle and stage.mask & (stage.mask - 1)))
+        ranking.take(*(_split(ranking.prices, found, x) for x in _splittable(ranking.prices, found)))
+        if ranking.limit >= before:
+            ranking.take(*_splits(ranking.prices, found))
         if ranking.limit >= before:
             return
+
+
+def _splittable(prices: Prices, found: Draft) -> list[int]:
+    idle = prices.cluster.devices - sum(s.replicas for s in found.stages)
+    return [x for x, s in enumerate(found.stages) if s.replicas <= idle and s.mask & (s.mask - 1)]
+
+
+def _splits(prices: Prices, found: Draft) -> Iterator[Draft]:
+    """The draft with its longest stage split, that one's longest stage split, and so on."""
+    while open_ := _splittable(prices, found):
+        longest = max(open_, key=lambda x: sum(prices.compute_s(
+            found.stages[x].mask, found.stages[x].micro, found.stages[x].replicas)) / found.stages[x].micro)
+        found = _split(prices, found, longest)
+        yield found
 
 
 def _split(prices: Prices, found: Draft, x: int) -> Draft:

@@ -77,6 +77,31 @@ class Line:
         stages = [Chosen((1 << j) - (1 << i), self.micro, int(fewest[i, j - 1])) for i, j in pairwise(ends)]
         return [stages] if _fits_all_the_same(self.prices, stages) else self.fronts(limit)
 
+    def evenest(self) -> list[Chosen] | None:
+        """Stages of least bottleneck that also are the least from every operator on, in the devices left to it, as
+        PipeDream has it (with its rule for memory, see ``baselines``); ``None`` where nothing fits."""
+        n, devices = len(self.prices.graph), self.devices
+        left = np.arange(devices + 1)
+        asked = np.minimum(self.micro * -(-left // self.replicas[:, None]), self.batch)
+        after = left - self.replicas[:, None]
+        best, at = np.full((n + 1, devices + 1), np.inf), np.zeros((n, devices + 1), dtype=int)
+        best[n] = 0.0
+        for i in reversed(range(n)):
+            slowest = np.maximum(self.seconds[i, i:, :, None], best[i + 1:, np.maximum(after, 0)])
+            slowest[:, after < 0] = np.inf
+            slowest[self.most[i, i:, :, None] < asked] = np.inf
+            flat = slowest.reshape(-1, devices + 1)
+            at[i] = flat.argmin(axis=0)
+            best[i] = np.take_along_axis(flat, at[i][None], axis=0)[0]
+        if math.isinf(best[0, devices]):
+            return None
+        stages, i, m = [], 0, devices
+        while i < n:
+            length, way = divmod(int(at[i, m]), len(self.replicas))
+            stages.append(Chosen((2 << i + length) - (1 << i), self.micro, int(self.replicas[way])))
+            i, m = i + length + 1, m - int(self.replicas[way])
+        return stages
+
     def _fewest(self, fits: np.ndarray) -> np.ndarray:
         """Fewest replicas of runs that fit, infinite where none do."""
         return np.where(fits, self.replicas, np.inf).min(axis=-1)
