@@ -6,8 +6,10 @@ import dataclasses
 import itertools
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -190,7 +192,7 @@ def test_every_planner_keeps_the_rules(planner: str) -> None:
 
 
 @pytest.mark.parametrize("transfers", ["overlapped", "blocking"])
-def test_slow_links_between_machines_are_replayed_as_ranked(transfers: str) -> None:
+def test_slow_links_between_machines_are_replayed_as_ranked(transfers: Literal["overlapped", "blocking"]) -> None:
     for k in range(8):
         rng = np.random.default_rng([8, k])
         problem = oracles.random_problem(rng, operators=8, devices=5)
@@ -404,15 +406,16 @@ def test_no_schedule_beats_the_bounds_where_optimizers_take_time() -> None:
 
 
 def test_the_last_of_equal_blocking_stages_sends_nothing() -> None:
-    for operators in (2, 3, 4):
-        problem = oracles.random_problem(np.random.default_rng(57), operators=operators, devices=operators, batch=4)
-        alike = tuple(dataclasses.replace(problem.operators[0], name=o.name) for o in problem.operators)
-        chain = tuple(Edge(producer=f"o{i}", consumer=f"o{i + 1}") for i in range(operators - 1))
-        slow = LinkRate(latency_s=5e-3, bytes_per_s=1e3)
-        cluster = dataclasses.replace(problem.cluster, inside=slow, between=slow)
-        prices, _ = priced(dataclasses.replace(problem, operators=alike, edges=chain, cluster=cluster,
-                                               transfers="blocking", max_forwards_per_turn=2), NO_COSTS)
-        assert_bounded(prices)
+    problem = oracles.random_problem(np.random.default_rng(57), operators=3, devices=3, batch=4)
+    alike = tuple(dataclasses.replace(problem.operators[0], name=o.name, weight_bytes=100.0, saved_bytes_per_sample=1.0)
+                  for o in problem.operators)
+    slow = LinkRate(latency_s=5e-3, bytes_per_s=1e3)
+    # Memory for one operator a device, and one micro-batch: the stages work one after the other.
+    cluster = dataclasses.replace(problem.cluster, inside=slow, between=slow, memory_bytes=300.0)
+    prices, _ = priced(dataclasses.replace(
+        problem, operators=alike, edges=tuple(Edge(producer=f"o{i}", consumer=f"o{i + 1}") for i in range(2)),
+        cluster=cluster, transfers="blocking", micro_batches=(4,), max_forwards_per_turn=2), NO_COSTS)
+    assert assert_bounded(prices) > 0.6
 
 
 def test_replicas_in_several_machines_reduce_over_slow_links() -> None:
@@ -542,6 +545,20 @@ def test_downsets_of_branches_and_a_join(branches: int, layers: int) -> None:
 def test_piper_refuses_the_papers_uno() -> None:
     with pytest.raises(SolverError, match="downsets"):
         downsets(build(*generate(Model(family="candle-uno"))))
+
+
+def test_piper_gives_up_when_its_time_is_up() -> None:
+    problem = Problem(
+        model=Model(family="candle-uno", branches=4, layers=5), batch_samples=64, cluster=Cluster(
+            devices=8, devices_per_machine=8, memory_bytes=16e9, device="V100", inside=oracles.FAST,
+            between=oracles.FAST))
+    costs = open_costs({"source": "analytic"})
+    start = time.process_time()
+    with pytest.raises(SolverError, match="time is up"):
+        pipeline.plan(problem, costs, planner="piper", time_limit_s=0.2)
+    # The whole search takes far longer.
+    assert time.process_time() - start < 5
+    assert pipeline.check(problem, pipeline.plan(problem, costs, planner="graph", time_limit_s=1e-3)) == []
 
 
 @pytest.mark.skipif(not MIRROR, reason="set WB_DATA_MIRROR to a folder with the registry's files")

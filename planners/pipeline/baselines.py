@@ -32,6 +32,8 @@ DOWNSETS = 40_000
 def pipedream(ranking: Ranking) -> None:
     """PipeDream's plan for every micro-batch; the ranking keeps the best simulated one."""
     for b in ranking.prices.problem.menu:
+        if ranking.late():
+            return
         stages = pipedream_stages(ranking.prices, b)
         if stages is not None:
             ranking.take(draft(ranking.prices, stages, sequential=True))
@@ -89,21 +91,31 @@ def downsets(graph: OperatorGraph, most: int = DOWNSETS) -> list[int]:
 
 
 def piper(ranking: Ranking) -> None:
-    """Piper's plan for every micro-batch; the ranking keeps the best simulated one."""
+    """Piper's plan for every micro-batch; the ranking keeps the best simulated one.
+
+    Raises:
+        SolverError: too many downsets, or the time is up before the first plan.
+    """
     sets = downsets(ranking.prices.graph)
     for b in ranking.prices.problem.menu:
         stages = piper_stages(ranking, sets, b)
         if stages is not None:
             ranking.take(draft(ranking.prices, stages, sequential=True))
+    if ranking.best is None and ranking.over():
+        raise SolverError(f"planner 'piper' has no plan when its time is up: it compares pairs of {len(sets)} downsets",
+                          hint="more time in planner.time_limit_s, or planner 'graph'")
 
 
 def piper_stages(ranking: Ranking, sets: list[int], micro: int) -> list[Chosen] | None:
-    """Least bottleneck of a chain of differences of downsets; best[D][m]: what follows D on at most m devices."""
+    """Least bottleneck of a chain of differences of downsets; best[D][m]: what follows D on at most m devices.
+
+    ``None`` where nothing fits or the time is up.
+    """
     prices = ranking.prices
     devices, everything = prices.cluster.devices, prices.graph.everything
     best: dict[int, list[tuple[float, int, int]]] = {everything: [(0.0, 0, 0)] * (devices + 1)}
     for low in reversed(sets[:-1]):
-        if ranking.late():
+        if ranking.over():
             return None
         mine = [(math.inf, 0, 0)] * (devices + 1)
         for high in sets:

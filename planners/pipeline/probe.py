@@ -384,8 +384,8 @@ class Probe:
         if key in self.memo:
             return self.memo[key]
         if self._shifts(following):
-            start = self._before(node, lo, p, counts, tail, (0, following[1]), seen)
-            self.memo[key] = moved = _moved(start, following[0])
+            still = self._before(node, lo, p, counts, tail, (0, following[1]), seen)
+            self.memo[key] = moved = _moved(still, following[0])
             return moved
         fork = node.parts[p]
         most = self.devices

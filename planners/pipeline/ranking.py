@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from planners.pipeline.assembly import Candidate, Draft, draft, placed, simulated, with_stage, with_turns
 from planners.pipeline.clock import least_s
@@ -50,9 +51,13 @@ class Ranking:
         """Iteration to beat."""
         return float("inf") if self.best is None else self.best.iteration_s
 
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return time.perf_counter() > self.deadline
+
     def late(self) -> bool:
-        """Whether the time is up (and there is something to return)."""
-        return self.best is not None and time.perf_counter() > self.deadline
+        """Whether the time is up and there is something to return: a quick search goes on until it has a plan."""
+        return self.best is not None and self.over()
 
     def take(self, *drafts: Draft) -> None:
         """Simulate those of some drafts that may be a new best, the most promising first."""
@@ -90,8 +95,7 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
         for m in side:
             before = ranking.limit
             if not ranking.late() and hopes[m] < before:
-                _one_menu(ranking, searcher(prices, shape, menus[m], works[m]),
-                          lambda m=m: searcher(prices.nearby, shape, menus[m], Work(prices.nearby, menus[m])))
+                _one_menu(ranking, works[m], partial(searcher, shape=shape, menu=menus[m]))
             if math.isfinite(ranking.limit):
                 failures = 0 if ranking.limit < before else failures + 1
             if failures == _PATIENCE:
@@ -109,9 +113,8 @@ def line_cuts(ranking: Ranking) -> None:
     for b in prices.problem.menu:
         work = Work(prices, (b,))
         if prices.problem.batch_samples * work.floor < ranking.limit and not ranking.late():
-            line = Line(prices, work, b)
-            _one_menu(ranking, line, lambda b=b, work=work: Line(prices.nearby, work, b))
-            even = line.evenest()
+            _one_menu(ranking, work, partial(Line, micro=b))
+            even = Line(prices, work, b).evenest()
             if even is not None:
                 _take_all(ranking, [even])
 
@@ -124,19 +127,20 @@ def _longest_path(prices: Prices) -> int:
     return max(length)
 
 
-def _one_menu(ranking: Ranking, search: Line | Tree, nearby: Callable[[], Line | Tree]) -> None:
+def _one_menu(ranking: Ranking, work: Work, search: Callable[[Prices, Work], Line | Tree]) -> None:
     """Plans at the least bottleneck of a menu and somewhat above it; where slow links are what keeps it from being
     less, also those of a search that hopes for neighbours in one machine (the simulation knows better)."""
-    least = _over_some_links(ranking, search)
-    cluster = ranking.prices.cluster
-    if not ranking.prices.one_machine and cluster.inside != cluster.between and least > _FAR * search.work.floor:
-        _over_some_links(ranking, nearby())
+    prices = ranking.prices
+    least = _over_some_links(ranking, search(prices, work))
+    cluster = prices.cluster
+    if not prices.one_machine and cluster.inside != cluster.between and least > _FAR * work.floor:
+        _over_some_links(ranking, search(prices.nearby, Work(prices.nearby, work.menu)))
 
 
 def _over_some_links(ranking: Ranking, search: Line | Tree) -> float:
     """``_one_menu`` with links as the search takes them; the least bottleneck it found."""
     batch = ranking.prices.problem.batch_samples
-    found = least_of(search, within=_WITHIN, at_most=ranking.limit / batch)
+    found = least_of(search, within=_WITHIN, at_most=ranking.limit / batch, late=ranking.late)
     if found is None:
         return math.inf
     least, fronts = found

@@ -7,6 +7,7 @@ arrays (``Line``).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -154,7 +155,7 @@ class Tree:
         return [probe.stages(choice) for _, (_, choice) in found]
 
 
-def searcher(prices: Prices, shape: Shape, menu: tuple[int, ...], work: Work) -> Line | Tree:
+def searcher(prices: Prices, work: Work, shape: Shape, menu: tuple[int, ...]) -> Line | Tree:
     """The search for a model and a menu of micro-batches."""
     if len(menu) == 1 and all(item.shape == "operator" for item in shape.root.parts):
         return Line(prices, work, menu[0])
@@ -167,11 +168,12 @@ def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, wi
 
     ``None`` when memory or devices allow no stages at any T up to ``at_most``.
     """
-    return least_of(searcher(prices, Shape(root), menu, Work(prices, menu)), within=within, at_most=at_most)
+    return least_of(searcher(prices, Work(prices, menu), Shape(root), menu), within=within, at_most=at_most)
 
 
-def least_of(search: Line | Tree, *, within: float, at_most: float) -> tuple[float, list[list[Chosen]]] | None:
-    """``smallest_bottleneck`` with a search made before."""
+def least_of(search: Line | Tree, *, within: float, at_most: float,
+             late: Callable[[], bool] = lambda: False) -> tuple[float, list[list[Chosen]]] | None:
+    """``smallest_bottleneck`` with a search made before, or the least so far when it is ``late``."""
     low = max(search.work.floor, 1e-12) * (1 - 1e-12)
     if low > at_most or math.isinf(low):
         return None
@@ -183,13 +185,13 @@ def least_of(search: Line | Tree, *, within: float, at_most: float) -> tuple[flo
     # From below: what is too small is found so at little cost, and the bound is often near.
     best, limit, step = None, min(low * (1 + max(within, _CLOSE)), at_most), _FIRST_STEP
     for _ in range(_PROBES):
-        if (best := achieved(limit)) or limit == at_most:
+        if (best := achieved(limit)) or limit == at_most or late():
             break
         low, limit, step = limit, min(limit * step, at_most), step * step if step < 4 else step
     if best is None:
         return None
     for _ in range(_PROBES):
-        if best[0] - low <= within * best[0]:
+        if best[0] - low <= within * best[0] or late():
             break
         wide = best[0] - low > _CLOSE * best[0]
         # Most of the range is too small: a step from below finds that at little cost.
