@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planners.pipeline.clock import Link, StageGraph, iteration_s
+from planners.pipeline.clock import Link, StageGraph, iteration_s, least_s
 from planners.pipeline.graph import bits
-from planners.pipeline.placing import place, together
+from planners.pipeline.placing import places, together
 from planners.pipeline.pricing import Prices, ring_s, transfer_s
 from planners.pipeline.probe import Chosen
 from planners.pipeline.problem import Flow, Plan, Problem, Stage
@@ -108,9 +108,14 @@ def simulated(made: Placed) -> Candidate:
 
 def placed(prices: Prices, found: Draft) -> Placed | None:
     """Devices, times and memory of a draft; ``None`` when some stage does not fit its memory."""
+    ways = places([s.replicas for s in found.stages], found.flows, prices.cluster)
+    made = [p for p in (_on(prices, found, devices) for devices in ways) if p is not None]
+    return min(made, key=lambda p: least_s(p.graph, p.held)) if len(made) > 1 else made[0] if made else None
+
+
+def _on(prices: Prices, found: Draft, devices: Sequence[tuple[int, ...]]) -> Placed | None:
     cluster, batch = prices.cluster, prices.problem.batch_samples
     stages = found.stages
-    devices = place([s.replicas for s in stages], found.flows, cluster)
     blocking = prices.problem.transfers == "blocking"
     forward, backward, reduce, update, links, flows = [], [], [], [], [], []
     for s, mine in zip(stages, devices, strict=True):

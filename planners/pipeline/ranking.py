@@ -23,13 +23,14 @@ from planners.pipeline.pricing import Prices
 from planners.pipeline.probe import Chosen, Shape, Work
 from planners.pipeline.search import Line, Tree, least_of, searcher
 
-__all__ = ["Ranking", "improve", "line_cuts", "rank", "spread"]
+__all__ = ["Ranking", "improve", "line_cuts", "rank", "spread", "spread_runners_up"]
 
 _RISE = (1.05, 1.15, 1.4)
 _PATIENCE = 2
 # Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
 _WITHIN = 0.01
 _ROUNDS = 4
+_RUNNERS_UP = 4
 # Balancing the stages beside the bottleneck ends at this ratio.
 _EVEN = 1.1
 # Least bottleneck over its bound from which on slow links are to blame.
@@ -44,6 +45,7 @@ class Ranking:
     deadline: float
     best: Candidate | None = None
     tried: int = 0
+    simulated: list[tuple[float, Draft]] = field(default_factory=list)
     _seen: set[object] = field(default_factory=set)
 
     @property
@@ -74,6 +76,7 @@ class Ranking:
             if least >= self.limit:
                 return
             new = simulated(made)
+            self.simulated.append((new.iteration_s, made.draft))
             if new.iteration_s < self.limit:
                 self.best = new
 
@@ -186,6 +189,19 @@ def spread(ranking: Ranking) -> None:
             ranking.take(*_splits(ranking.prices, found))
         if ranking.limit >= before:
             return
+
+
+def spread_runners_up(ranking: Ranking) -> None:
+    """Where the stages of plans next to the best one, once split, are better, go on from there."""
+    runners_up = sorted(ranking.simulated, key=lambda run: run[0])[1:1 + _RUNNERS_UP]
+    spread(ranking)
+    for _, found in runners_up:
+        if ranking.late():
+            return
+        before = ranking.limit
+        ranking.take(*(_split(ranking.prices, found, x) for x in _splittable(ranking.prices, found)))
+        if ranking.limit < before:
+            spread(ranking)
 
 
 def _splittable(prices: Prices, found: Draft) -> list[int]:
