@@ -3,7 +3,7 @@
 A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch only as long as that
 beats the best iteration found. The iteration falls and then rises with the micro-batch (less overhead, longer fill), so
 sizes are tried outwards from the most promising one. Of the drafts of a micro-batch the one with the least bound on its
-iteration is simulated first. Stages are then split over the devices that are left. Improvement then changes one stage at
+iteration is simulated first. Stages are then split over the devices that are left. Improvement changes one stage at
 a time (micro-batch, k, replicas on idle devices) and keeps what shortens the simulated iteration.
 """
 
