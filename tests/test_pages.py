@@ -93,11 +93,13 @@ def test_metrics_of_several_clocks_stand_together_and_the_rest_apart() -> None:
 
 def test_a_page_with_a_measurement_says_whose_times_were_predicted() -> None:
     job = open_job(str(toy_spec("circuit")))
-    measured = Outcome(clock="measured", metrics=())
-    (said,) = pages._whose_times(job, [measured])
+    measured, plan = Outcome(clock="measured", metrics=()), job.plan()
+    (said,) = pages._whose_times(job, plan, [measured])
     assert isinstance(said, Text) and "A100" in said.text
-    assert pages._whose_times(job, [dataclasses.replace(measured, clock="simulated")]) == []
-    assert pages._whose_times(open_job(str(toy_spec("pipeline"))), [measured]) == [], "its times stand in the spec"
+    assert pages._whose_times(job, plan, [dataclasses.replace(measured, clock="simulated")]) == []
+    given = open_job(str(toy_spec("pipeline")))
+    (said,) = pages._whose_times(given, given.plan(), [measured])
+    assert isinstance(said, Text) and "what the spec states" in said.text
 
 
 @pytest.mark.parametrize(("key", "name", "unit"), [

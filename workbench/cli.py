@@ -197,12 +197,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _show_outcomes(args: argparse.Namespace, job: Any, folder: Any, plan: Any) -> None:
-    from workbench.outcome import side_by_side
+    from workbench.outcome import side_by_side, whose_times
 
     outcomes = [o for o in (folder.load_outcome(c) for c in ("simulated", "measured")) if o is not None]
     rows = side_by_side(job.study.planner.predicted(job.problem, plan), *outcomes)
     present = ["predicted", *(o.clock for o in outcomes)]
     emit(args, {"run": str(folder.path), "metrics": rows}, lambda: table(rows, ["metric", *present, "unit"]))
+    said = whose_times((p.device for p in job.costs.provenance().values()), plan.sources, outcomes)
+    if said is not None:
+        say(said)
     say(f"run folder: {folder.path}")
 
 

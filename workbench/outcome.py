@@ -5,7 +5,7 @@ Predicted, simulated and measured values of one metric have one name and one uni
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from workbench.timeline import Timeline
 
-__all__ = ["Metric", "Outcome", "predicted_range", "side_by_side"]
+__all__ = ["Metric", "Outcome", "predicted_range", "side_by_side", "whose_times"]
 
 
 @spec
@@ -34,6 +34,26 @@ def predicted_range(metric: Metric, cost_error: float | None) -> tuple[float, fl
     if cost_error is None or not (metric.unit == "s" or metric.unit.endswith("/s")):
         return None
     return metric.value / (1 + cost_error), metric.value * (1 + cost_error)
+
+
+def whose_times(devices: Iterable[str], sources: Mapping[str, float], outcomes: Iterable[Outcome]) -> str | None:
+    """Why predicted and measured times may be far apart, where something was measured: they need not be of one device.
+
+    Args:
+        devices: those that the cost model's tables were measured on.
+        sources: shares of measured, interpolated, extrapolated and analytic costs in the plan.
+        outcomes: what the plan's simulation and run gave.
+    """
+    if not any(o.clock == "measured" for o in outcomes):
+        return None
+    names = ", ".join(dict.fromkeys(devices))
+    if names:
+        return (f"Times are predicted and simulated with costs of {names}, and measured on the machine that ran the "
+                "plan: where these differ, so do the times.")
+    if set(sources) == {"analytic"}:
+        return ("No predicted or simulated time was measured anywhere: they follow from what the spec states or a data "
+                "sheet allows. The run took what this machine takes, and these need not be near each other.")
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench import plots
 from workbench.job import Job
-from workbench.outcome import Metric, Outcome, predicted_range, side_by_side
+from workbench.outcome import Metric, Outcome, predicted_range, side_by_side, whose_times
 from workbench.report import (
     Block,
     Cell,
@@ -57,7 +57,7 @@ def write_page(job: Job, folder: RunFolder, plan: Any) -> Path:
         *_how_sure(plan.certificate.cost_error),
     ])
     together, alone = _clocks(predicted, outcomes)
-    clocks = Section("Predicted, simulated, measured", [*together, *_whose_times(job, outcomes),
+    clocks = Section("Predicted, simulated, measured", [*together, *_whose_times(job, plan, outcomes),
                                                              *_not_yet(job, outcomes)])
     first, *others = (_table(title, rows) for title, rows in planner.comparison(job.problem, job.costs, plan))
     against = Section("Beside the alternatives", [first])
@@ -141,13 +141,9 @@ def _words(row: Mapping[str, Any]) -> str:
     return f"{name} ({row['unit']})" if row["unit"] and " per " not in name else name
 
 
-def _whose_times(job: Job, outcomes: Sequence[Outcome]) -> list[Block]:
-    """On which device the times were predicted, where others were measured: they may be far apart for that alone."""
-    devices = ", ".join(dict.fromkeys(p.device for p in job.costs.provenance().values()))
-    if not devices or not any(o.clock == "measured" for o in outcomes):
-        return []
-    return [Text(f"Times are predicted and simulated with costs of {devices}, and measured on the machine that ran the "
-                 "plan: where these differ, so do the times.")]
+def _whose_times(job: Job, plan: Any, outcomes: Sequence[Outcome]) -> list[Block]:
+    said = whose_times((p.device for p in job.costs.provenance().values()), plan.sources, outcomes)
+    return [] if said is None else [Text(said)]
 
 
 def _not_yet(job: Job, outcomes: Sequence[Outcome]) -> list[Block]:

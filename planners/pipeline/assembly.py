@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from planners.pipeline.clock import Link, StageGraph, iteration_s, least_s
 from planners.pipeline.graph import bits
-from planners.pipeline.placing import place, together
+from planners.pipeline.placing import places, together
 from planners.pipeline.pricing import Prices, ring_s, transfer_s
 from planners.pipeline.probe import Chosen
 from planners.pipeline.problem import Flow, Plan, Problem, Stage
 from workbench.outcome import Metric
 from workbench.plan import Certificate, Status
 
-__all__ = ["Candidate", "Draft", "assemble", "candidate", "decision", "draft", "headline", "in_words", "predicted"]
+__all__ = ["Candidate", "Draft", "Placed", "assemble", "candidate", "decision", "draft", "headline", "in_words",
+           "placed", "predicted", "simulated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A draft on devices, with its times; ``iteration_s`` is simulated."""
+class Placed:
+    """A draft on devices, with the times of its stages and what they hold."""
 
     draft: Draft
     devices: tuple[tuple[int, ...], ...]
@@ -41,7 +41,19 @@ class Candidate:
     held: tuple[int, ...]
     memory_bytes: tuple[float, ...]
     flows: tuple[Flow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A placed draft and its simulated iteration."""
+
+    placed: Placed
     iteration_s: float
+
+    @property
+    def draft(self) -> Draft:
+        """The stages before they were placed."""
+        return self.placed.draft
 
 
 def draft(prices: Prices, stages: Sequence[Chosen], *, sequential: bool, turns: Sequence[int] | None = None) -> Draft:
@@ -83,12 +95,27 @@ def _first(mask: int) -> int:
     return (mask & -mask).bit_length() - 1
 
 
-def candidate(prices: Prices, found: Draft, *, below: float = math.inf) -> Candidate | None:
-    """The draft placed and simulated; ``None`` when some stage does not fit its memory, or it is sure to take
-    ``below`` seconds or longer."""
+def candidate(prices: Prices, found: Draft) -> Candidate | None:
+    """The draft placed and simulated; ``None`` when some stage does not fit its memory."""
+    made = placed(prices, found)
+    return None if made is None else simulated(made)
+
+
+def simulated(made: Placed) -> Candidate:
+    """A placed draft with its iteration."""
+    return Candidate(made, iteration_s(made.graph, made.held))
+
+
+def placed(prices: Prices, found: Draft) -> Placed | None:
+    """Devices, times and memory of a draft; ``None`` when some stage does not fit its memory."""
+    ways = places([s.replicas for s in found.stages], found.flows, prices.cluster)
+    made = [p for p in (_on(prices, found, devices) for devices in ways) if p is not None]
+    return min(made, key=lambda p: least_s(p.graph, p.held)) if len(made) > 1 else made[0] if made else None
+
+
+def _on(prices: Prices, found: Draft, devices: Sequence[tuple[int, ...]]) -> Placed | None:
     cluster, batch = prices.cluster, prices.problem.batch_samples
     stages = found.stages
-    devices = place([s.replicas for s in stages], found.flows, cluster)
     blocking = prices.problem.transfers == "blocking"
     forward, backward, reduce, update, links, flows = [], [], [], [], [], []
     for s, mine in zip(stages, devices, strict=True):
@@ -116,34 +143,32 @@ def candidate(prices: Prices, found: Draft, *, below: float = math.inf) -> Candi
     memory = tuple(prices.memory_bytes(s.mask, i, s.replicas) for s, i in zip(stages, held, strict=True))
     if any(m > cluster.memory_bytes * (1 + 1e-12) for m in memory):
         return None
-    if below < math.inf and least_s(graph) >= below:
-        return None
-    return Candidate(found, tuple(devices), graph, tuple(reduce), tuple(update), tuple(held), memory, tuple(flows),
-                     iteration_s(graph, held))
+    return Placed(found, tuple(devices), graph, tuple(reduce), tuple(update), tuple(held), memory, tuple(flows))
 
 
 def assemble(prices: Prices, best: Candidate, *, bound: float | None, planner: str, status: Status, seconds: float,
              candidates: int) -> Plan:
     """The plan of a candidate."""
-    problem, graph = prices.problem, best.graph
+    problem, made = prices.problem, best.placed
+    graph = made.graph
     stages = []
-    for x, s in enumerate(best.draft.stages):
+    for x, s in enumerate(made.draft.stages):
         sums = prices.sums(s.mask)
         stages.append(Stage(
-            operators=tuple(prices.graph.operators[v].name for v in bits(s.mask)), devices=best.devices[x],
-            micro_batch_samples=s.micro, forwards_per_turn=best.draft.turns[x], in_flight_samples=best.held[x],
-            forward_s=graph.forward_s[x], backward_s=graph.backward_s[x], update_s=best.update_s[x],
-            all_reduce_s=best.all_reduce_s[x], weight_bytes=sums.weight_bytes,
+            operators=tuple(prices.graph.operators[v].name for v in bits(s.mask)), devices=made.devices[x],
+            micro_batch_samples=s.micro, forwards_per_turn=made.draft.turns[x], in_flight_samples=made.held[x],
+            forward_s=graph.forward_s[x], backward_s=graph.backward_s[x], update_s=made.update_s[x],
+            all_reduce_s=made.all_reduce_s[x], weight_bytes=sums.weight_bytes,
             saved_bytes_per_sample=sums.saved_bytes + sums.received,
-            memory_bytes=best.memory_bytes[x]))
+            memory_bytes=made.memory_bytes[x]))
     slowest = max((s.forward_s + s.backward_s) / s.micro_batch_samples
                   + (s.all_reduce_s + s.update_s) / problem.batch_samples for s in stages)
     certificate = Certificate(
         objective=best.iteration_s, bound=None if bound is None else min(bound, best.iteration_s), sense="min",
         unit="s", status=status, planner=planner, seconds=seconds)
-    return Plan(stages=tuple(stages), flows=best.flows, iteration_s=best.iteration_s, bottleneck_s_per_sample=slowest,
-                sequential=best.draft.sequential, candidates=candidates,
-                sources=prices.shares((s.mask, s.micro, s.replicas) for s in best.draft.stages),
+    return Plan(stages=tuple(stages), flows=made.flows, iteration_s=best.iteration_s, bottleneck_s_per_sample=slowest,
+                sequential=made.draft.sequential, candidates=candidates,
+                sources=prices.shares((s.mask, s.micro, s.replicas) for s in made.draft.stages),
                 certificate=certificate)
 
 

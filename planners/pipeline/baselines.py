@@ -6,7 +6,7 @@ piper: dynamic program over downsets (sets closed under predecessors) and device
 branches; chained. Refuses graphs of more than ``DOWNSETS`` downsets, as the original does.
 balance: as many equal-work contiguous stages of the line as devices, one device each, 1F1B (the rule of GPipe-like
 libraries). data-parallel: one stage on as many devices as divide the micro-batch.
-sequential: the stages of our plan, chained (the ablation of the paper), with the micro-batch that suits the chain best.
+sequential: the stages of our plans, chained (the ablation of the paper), at the micro-batch that suits the chain best.
 Deviations: PipeDream's and Piper's planners see our cost model (TPS of a stage, idle devices allowed).
 """
 
@@ -19,19 +19,23 @@ from planners.pipeline.assembly import Draft, draft
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import OperatorGraph, bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Work
+from planners.pipeline.probe import Chosen
 from planners.pipeline.ranking import Ranking, rank, spread
 from workbench.errors import SolverError
 
-__all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "line_cuts", "pipedream",
+__all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "pipedream",
            "pipedream_stages", "piper", "piper_stages", "sequential"]
 
 DOWNSETS = 40_000
+# Plans of ours whose stages are chained.
+_CHAINED = 24
 
 
 def pipedream(ranking: Ranking) -> None:
     """PipeDream's plan for every micro-batch; the ranking keeps the best simulated one."""
     for b in ranking.prices.problem.menu:
+        if ranking.late():
+            return
         stages = pipedream_stages(ranking.prices, b)
         if stages is not None:
             ranking.take(draft(ranking.prices, stages, sequential=True))
@@ -89,21 +93,31 @@ def downsets(graph: OperatorGraph, most: int = DOWNSETS) -> list[int]:
 
 
 def piper(ranking: Ranking) -> None:
-    """Piper's plan for every micro-batch; the ranking keeps the best simulated one."""
+    """Piper's plan for every micro-batch; the ranking keeps the best simulated one.
+
+    Raises:
+        SolverError: too many downsets, or the time is up before the first plan.
+    """
     sets = downsets(ranking.prices.graph)
     for b in ranking.prices.problem.menu:
         stages = piper_stages(ranking, sets, b)
         if stages is not None:
             ranking.take(draft(ranking.prices, stages, sequential=True))
+    if ranking.best is None and ranking.over():
+        raise SolverError(f"planner 'piper' has no plan when its time is up: it compares pairs of {len(sets)} downsets",
+                          hint="more time in planner.time_limit_s, or planner 'graph'")
 
 
 def piper_stages(ranking: Ranking, sets: list[int], micro: int) -> list[Chosen] | None:
-    """Least bottleneck of a chain of differences of downsets; best[D][m]: what follows D on at most m devices."""
+    """Least bottleneck of a chain of differences of downsets; best[D][m]: what follows D on at most m devices.
+
+    ``None`` where nothing fits or the time is up.
+    """
     prices = ranking.prices
     devices, everything = prices.cluster.devices, prices.graph.everything
     best: dict[int, list[tuple[float, int, int]]] = {everything: [(0.0, 0, 0)] * (devices + 1)}
     for low in reversed(sets[:-1]):
-        if ranking.late():
+        if ranking.over():
             return None
         mine = [(math.inf, 0, 0)] * (devices + 1)
         for high in sets:
@@ -126,19 +140,6 @@ def piper_stages(ranking: Ranking, sets: list[int], micro: int) -> list[Chosen] 
         stages.append(Chosen(high & ~low, micro, d))
         low, m = high, m - d
     return stages
-
-
-def line_cuts(ranking: Ranking) -> None:
-    """PipeDream's stages as a stage graph instead of a chain, for every micro-batch that may win."""
-    if ranking.best is None:
-        return
-    for b in ranking.prices.problem.menu:
-        work = Work(ranking.prices, (b,))
-        least = max(work.of(ranking.prices.graph.everything) / ranking.prices.cluster.devices, work.largest_op)
-        if ranking.prices.problem.batch_samples * least < ranking.limit and not ranking.late():
-            stages = pipedream_stages(ranking.prices, b)
-            if stages is not None:
-                ranking.take(draft(ranking.prices, stages, sequential=False))
 
 
 def balance(ranking: Ranking) -> None:
@@ -178,12 +179,15 @@ def data_parallel(ranking: Ranking) -> None:
 
 
 def sequential(ranking: Ranking, root: Node) -> None:
-    """The stages of our uniform plan in one chain, at the micro-batch that suits the chain best."""
+    """The stages of our uniform plan in one chain, at the micro-batch that suits the chain best; also those of plans
+    next to it, since what is a good graph need not be a good chain."""
     ours = Ranking(ranking.prices, ranking.deadline)
     rank(ours, root, [(b,) for b in ranking.prices.problem.menu])
     spread(ours)
     if ours.best is not None:
         chained(ranking, ours.best.draft)
+    ranking.take(*(draft(ranking.prices, found.stages, sequential=True)
+                   for _, found in sorted(ours.simulated, key=lambda run: run[0])[:_CHAINED]))
 
 
 def chained(ranking: Ranking, found: Draft) -> None:

@@ -31,6 +31,7 @@ _MOST_CHAINED = 160
 _CLOSE = 3e-3
 _FINE = 1e-6
 _HOPELESS = 1e3
+_ROUNDING = 1e-9
 
 
 def iteration_bound(prices: Prices) -> float:
@@ -49,7 +50,7 @@ def iteration_bound(prices: Prices) -> float:
 
 def area_bound(prices: Prices) -> float:
     """The bound ``area``, from below, to a millionth."""
-    alone = [_ways(prices, 1 << v, latency=False) for v in range(len(prices.graph))]
+    alone = [_ways(prices, 1 << v, part=True) for v in range(len(prices.graph))]
     if not all(alone):
         return 0.0
     costs = [np.array([(w.work_s + w.end_s, w.replicas * (w.work_s + w.end_s)) for w in ways]) for ways in alone]
@@ -85,31 +86,40 @@ class _Way(NamedTuple):
     once_s: float
 
 
-def _ways(prices: Prices, mask: int, *, latency: bool = True) -> list[_Way]:
+def _ways(prices: Prices, mask: int, *, part: bool = False) -> list[_Way]:
     """How a stage can run if it holds but one micro-batch; those that another one beats in everything are left out.
 
-    Without ``latency`` the all-reduce counts its bytes alone, which operators of one stage add up to.
+    ``part``: the operators may be part of a larger stage. Then only what a stage adds up over its operators counts:
+    of the all-reduce its bytes; neither transfers nor the memory of received tensors, which may come from within.
     """
     sums, batch, cluster = prices.sums(mask), prices.problem.batch_samples, prices.cluster
-    links = [link if latency else LinkRate(latency_s=0.0, bytes_per_s=link.bytes_per_s)
-             for link in (cluster.inside, cluster.between)]
     found = []
     for b in prices.problem.menu:
         for r in prices.replica_counts(b):
-            if prices.memory_bytes(mask, b, r) > cluster.memory_bytes:
+            held = b / r * (sums.saved_bytes + (0.0 if part else sums.received))
+            if sums.weight_bytes * prices.copies + held > prices.room * (1 + _ROUNDING):
                 continue
             once = sum(prices.compute_s(mask, b, r))
-            if latency and prices.problem.transfers == "blocking":
-                once += sum(min(transfer_s(size * b / r, link) for link in links)
+            if not part and prices.problem.transfers == "blocking":
+                once += sum(min(transfer_s(size * b / r, link) for link in (cluster.inside, cluster.between))
                             for size in (sums.received, sums.sent))
-            end = min(ring_s(sums.weight_bytes, r, link) for link in links) + sums.update_s
-            found.append(_Way(r, batch // b * once, end, once))
+            ring = min(ring_s(sums.weight_bytes, r, LinkRate(latency_s=0.0, bytes_per_s=link.bytes_per_s)
+                              if part else link) for link in _ring_links(prices, r))
+            found.append(_Way(r, batch // b * once, ring + sums.update_s, once))
     found.sort()
     kept: list[_Way] = []
     for way in found:
         if not any(k.work_s <= way.work_s and k.end_s <= way.end_s and k.once_s <= way.once_s for k in kept):
             kept.append(way)
     return kept
+
+
+def _ring_links(prices: Prices, replicas: int) -> list[LinkRate]:
+    """Links that an all-reduce may go over: more replicas than a machine holds stand in several."""
+    cluster = prices.cluster
+    if replicas > cluster.devices_per_machine:
+        return [cluster.between]
+    return [cluster.inside] if prices.one_machine else [cluster.inside, cluster.between]
 
 
 def chain_bound(prices: Prices, least: float) -> float:
@@ -122,7 +132,7 @@ def chain_bound(prices: Prices, least: float) -> float:
         rows: dict[int, list[tuple[float, ...]]] = {}
         for j in range(i + 1, n + 1):
             sums = prices.sums((1 << j) - (1 << i))
-            key = sums.forward.tobytes(), sums.backward.tobytes(), sums.weight_bytes, sums.saved_bytes, sums.received
+            key = tuple(sums.both), sums.weight_bytes, sums.saved_bytes, sums.received, sums.sent, sums.update_s
             if key not in alike:
                 alike[key] = _ways(prices, (1 << j) - (1 << i))
             for way in alike[key]:

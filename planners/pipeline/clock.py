@@ -45,11 +45,15 @@ class StageGraph:
         return held_by_all(self.micro, self.turn, after, self.batch)
 
 
-def least_s(graph: StageGraph) -> float:
-    """No schedule of these stages is faster: some stage's first micro-batch comes through those before it, the stage
-    does all its work, and its last gradients go back to the first stages."""
+def least_s(graph: StageGraph, held: Sequence[int]) -> float:
+    """No schedule of these stages is faster while they hold so many samples: some stage's first micro-batch comes
+    through those before it, the stage does all its work, and its last gradients go back to the first stages.
+
+    Its work takes as long as its forwards and backwards, and, with n micro-batches held, as every n-th one's way to the
+    last stages and back: the forward of m + n follows the backward of m.
+    """
     n = len(graph.micro)
-    come, leave = [0.0] * n, list(graph.at_end_s)
+    come, leave, trip = [0.0] * n, list(graph.at_end_s), [0.0] * n
     for link in sorted(graph.links, key=lambda link: (link.consumer, link.producer)):
         u, v = link.producer, link.consumer
         # Forward of as many of the producer's micro-batches as the consumer's first one needs.
@@ -58,8 +62,17 @@ def least_s(graph: StageGraph) -> float:
         # The producer's last gradients come with the consumer's last micro-batch.
         last = max(1, graph.micro[v] // graph.micro[u]) * graph.backward_s[u]
         leave[v] = max(leave[v], link.backward_s + last + leave[u])
-    return max(come[x] + graph.batch // graph.micro[x] * (graph.forward_s[x] + graph.backward_s[x]) + leave[x]
-               for x in range(n))
+    for link in sorted(graph.links, key=lambda link: link.producer, reverse=True):
+        u, v = link.producer, link.consumer
+        once = graph.forward_s[v] + graph.backward_s[v]
+        trip[u] = max(trip[u], link.forward_s + trip[v] + once + link.backward_s)
+    least = 0.0
+    for x in range(n):
+        forward, backward, count = graph.forward_s[x], graph.backward_s[x], graph.batch // graph.micro[x]
+        turns, rest = divmod(count - 1, held[x] // graph.micro[x])
+        work = max(count * (forward + backward), rest * forward + (turns + 1) * (forward + trip[x] + backward))
+        least = max(least, come[x] + work + leave[x])
+    return least
 
 
 def iteration_s(graph: StageGraph, held: Sequence[int]) -> float:

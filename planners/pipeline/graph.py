@@ -27,7 +27,8 @@ def bits(mask: int) -> Iterator[int]:
 class OperatorGraph:
     """Operators in topological order with their data edges (producer, consumer, bytes a sample).
 
-    ``above[v]`` and ``below[v]`` are the masks of all operators before and after v.
+    ``above[v]`` and ``below[v]`` are the masks of all operators before and after v, ``parents[v]`` and ``children[v]``
+    of those that v reads and that read v.
     """
 
     operators: tuple[Operator, ...]
@@ -36,6 +37,8 @@ class OperatorGraph:
     below: tuple[int, ...] = field(repr=False)
     reads: tuple[tuple[tuple[int, float], ...], ...] = field(repr=False)
     read_by: tuple[tuple[tuple[int, float], ...], ...] = field(repr=False)
+    parents: tuple[int, ...] = field(repr=False)
+    children: tuple[int, ...] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.operators)
@@ -53,18 +56,17 @@ class OperatorGraph:
             after |= self.below[v]
         return not (before & after & ~mask)
 
-    def received(self, mask: int) -> float:
-        """Bytes a sample that ``mask`` reads from outside; a tensor read twice comes once."""
-        sizes: dict[int, float] = {}
-        for v in bits(mask):
-            for u, size in self.reads[v]:
-                if not mask >> u & 1:
-                    sizes[u] = max(size, sizes.get(u, 0.0))
-        return sum(sizes.values())
+    def received(self, mask: int, members: Sequence[int]) -> float:
+        """Bytes a sample that ``mask`` (its ``members``) reads from outside; a tensor read twice comes once."""
+        before = 0
+        for v in members:
+            before |= self.parents[v]
+        return sum([max([size for v, size in self.read_by[u] if mask >> v & 1]) for u in bits(before & ~mask)])
 
-    def sent(self, mask: int) -> float:
-        """Bytes a sample that others read from ``mask``; a tensor counts once."""
-        return sum(max((size for v, size in self.read_by[u] if not mask >> v & 1), default=0.0) for u in bits(mask))
+    def sent(self, mask: int, members: Sequence[int]) -> float:
+        """Bytes a sample that others read from ``mask`` (its ``members``); a tensor counts once."""
+        return sum([max([size for v, size in self.read_by[u] if not mask >> v & 1])
+                    for u in members if self.children[u] & ~mask])
 
     def flow(self, producers: int, consumers: int) -> float | None:
         """Bytes a sample from one set to another, each tensor once; ``None`` without an edge."""
@@ -111,7 +113,12 @@ def build(operators: Sequence[Operator], edges: Iterable[Edge], *, where: str = 
     return OperatorGraph(operators=tuple(operators[i] for i in order),
                          edges=tuple((u, v, size) for v in range(n) for u, size in reads[v]),
                          above=tuple(above), below=tuple(below),
-                         reads=tuple(map(tuple, reads)), read_by=tuple(map(tuple, read_by)))
+                         reads=tuple(map(tuple, reads)), read_by=tuple(map(tuple, read_by)),
+                         parents=tuple(map(_mask, reads)), children=tuple(map(_mask, read_by)))
+
+
+def _mask(edges: Sequence[tuple[int, float]]) -> int:
+    return sum(1 << v for v, _ in edges)
 
 
 def _topological(into: Sequence[dict[int, float]], names: Sequence[str], where: str) -> list[int]:

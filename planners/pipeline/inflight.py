@@ -10,6 +10,7 @@ Order: i / b forwards, then k backwards and k forwards in turn, then the remaini
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 __all__ = ["held_by_all", "need", "order", "rounded"]
 
@@ -34,7 +35,8 @@ def held_by_all(micro: Sequence[int], turn: Sequence[int], after: Sequence[Itera
     return held
 
 
-def order(batch: int, micro: int, turn: int, held: int) -> list[tuple[str, int]]:
+@lru_cache(maxsize=256)
+def order(batch: int, micro: int, turn: int, held: int) -> tuple[tuple[str, int], ...]:
     """The tasks of a stage in its static order: ('F' or 'B', index of the micro-batch)."""
     count = batch // micro
     forward = min(held // micro, count)
@@ -47,4 +49,4 @@ def order(batch: int, micro: int, turn: int, held: int) -> list[tuple[str, int]]
         stop = min(forward + turn, count)
         tasks += [("F", m) for m in range(forward, stop)]
         forward = stop
-    return tasks
+    return tuple(tasks)

@@ -12,7 +12,7 @@ from planners.pipeline.decomposition import Node, decompose
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.pricing import Prices
 from planners.pipeline.problem import Plan, Problem
-from planners.pipeline.ranking import Ranking, improve, rank, spread
+from planners.pipeline.ranking import Ranking, improve, line_cuts, rank, spread, spread_runners_up
 from workbench.costs import CostModel
 from workbench.errors import Infeasible, SpecError, nearest
 from workbench.plan import Bound
@@ -77,8 +77,8 @@ def _search(planner: str, ranking: Ranking, root: Node) -> None:
     menu = ranking.prices.problem.menu
     if planner == "graph":
         rank(ranking, root, [(b,) for b in menu])
-        baselines.line_cuts(ranking)
-        spread(ranking)
+        line_cuts(ranking)
+        spread_runners_up(ranking)
         improve(ranking)
     elif planner == "graph-uniform":
         rank(ranking, root, [(b,) for b in menu])
@@ -86,7 +86,7 @@ def _search(planner: str, ranking: Ranking, root: Node) -> None:
     elif planner == "graph-mixed":
         rank(ranking, root, [(b,) for b in menu])
         rank(ranking, root, [tuple(c for c in menu if b <= c <= _LARGEST_RATIO * b) for b in menu])
-        spread(ranking)
+        spread_runners_up(ranking)
         improve(ranking)
     elif planner == "sequential":
         baselines.sequential(ranking, root)

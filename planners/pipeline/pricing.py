@@ -6,13 +6,17 @@ layers at the *local* batch b/d; seconds a sample are multiplied only where the 
 backward is two gemms (gradients of input and of weight). all_reduce is a ring: 2(d-1)(alpha + W/(d beta)); update is
 known of measured layers only. Replicas take equal slices, so d divides b.
     memory(S, i, d) = W (2 + optimizer copies) + (i/d)(saved + received bytes) + workspace
-While the neighbours of a stage are unknown, links are taken to be the slow ones unless one machine holds all devices.
+While the neighbours of a stage are unknown, links are taken to be the slow ones unless one machine holds all devices;
+``Prices.nearby`` takes them to be the fast ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,13 +37,18 @@ def ring_s(weight_bytes: float, replicas: int, link: LinkRate) -> float:
     return 2 * (replicas - 1) * (link.latency_s + weight_bytes / replicas / link.bytes_per_s)
 
 
+def _rings(weight_bytes: Floats, replicas: int, link: LinkRate) -> Floats:
+    """``ring_s`` of many."""
+    each = 2 * (replicas - 1) * (link.latency_s + weight_bytes / replicas / link.bytes_per_s)
+    return np.where(weight_bytes > 0, each, 0.0)
+
+
 def transfer_s(size_bytes: float, link: LinkRate) -> float:
     """One message; an order without data takes no time."""
     return link.latency_s + size_bytes / link.bytes_per_s if size_bytes else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """A stage on ``replicas`` devices at one micro-batch: seconds per sample, and the in-flight samples that fit."""
 
     replicas: int
@@ -59,9 +68,12 @@ class Prices:
     graph: OperatorGraph
     costs: CostModel
     _stages: dict[int, _Sums] = field(default_factory=dict, repr=False)
+    _halves: dict[int, tuple[list[float], list[float]]] = field(default_factory=dict, repr=False)
     _options: dict[tuple[int, int], tuple[Option, ...]] = field(default_factory=dict, repr=False)
+    _ways: dict[int, list[tuple[int, int, LinkRate]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        self._runs: _Runs | None = None
         self.cluster: Cluster = self.problem.cluster
         self.copies = self.problem.weight_copies
         self.room = self.cluster.memory_bytes - self.problem.workspace_bytes
@@ -77,11 +89,23 @@ class Prices:
         self.forward = np.array([r[0] for r in rows])
         self.backward = np.array([r[1] for r in rows])
         self.ranks = np.array([r[2] for r in rows])
+        operators = self.graph.operators
+        # What a stage adds up: forward and backward at each local batch, weights, saved activations, update.
+        self._columns = np.column_stack([
+            self.forward + self.backward, [o.weight_bytes for o in operators],
+            [o.saved_bytes_per_sample for o in operators], self.update])
 
     @property
     def one_machine(self) -> bool:
         """Whether the fast links connect all devices."""
         return self.cluster.devices <= self.cluster.devices_per_machine
+
+    @cached_property
+    def nearby(self) -> Prices:
+        """The same prices where stages talk over the fast links although they may stand in several machines."""
+        made = copy(self)
+        made.edge_link, made._options = self.cluster.inside, {}
+        return made
 
     def replica_counts(self, micro: int) -> list[int]:
         """Numbers of replicas that split a micro-batch evenly."""
@@ -96,19 +120,20 @@ class Prices:
         found = self._stages.get(mask)
         if found is None:
             rows = list(bits(mask))
-            operators = [self.graph.operators[v] for v in rows]
+            *both, weight_bytes, saved_bytes, update_s = self._columns[rows].sum(axis=0).tolist()
             found = self._stages[mask] = _Sums(
-                forward=self.forward[rows].sum(axis=0), backward=self.backward[rows].sum(axis=0),
-                weight_bytes=sum(o.weight_bytes for o in operators),
-                saved_bytes=sum(o.saved_bytes_per_sample for o in operators),
-                update_s=sum(self.update[v] for v in rows),
-                received=self.graph.received(mask), sent=self.graph.sent(mask))
+                both=both, weight_bytes=weight_bytes, saved_bytes=saved_bytes, update_s=update_s,
+                received=self.graph.received(mask, rows), sent=self.graph.sent(mask, rows))
         return found
 
     def compute_s(self, mask: int, micro: int, replicas: int) -> tuple[float, float]:
         """Forward and backward of one micro-batch, without transfers."""
-        sums, at = self.sums(mask), self.column[micro // replicas]
-        return float(sums.forward[at]), float(sums.backward[at])
+        at, found = self.column[micro // replicas], self._halves.get(mask)
+        if found is None:
+            rows = list(bits(mask))
+            found = self._halves[mask] = (self.forward[rows].sum(axis=0).tolist(),
+                                          self.backward[rows].sum(axis=0).tolist())
+        return found[0][at], found[1][at]
 
     def memory_bytes(self, mask: int, held: int, replicas: int) -> float:
         """Peak on one device with ``held`` samples in flight."""
@@ -125,23 +150,63 @@ class Prices:
         return found
 
     def _all_options(self, mask: int, micro: int) -> Iterable[Option]:
-        sums = self.sums(mask)
-        free = self.room - sums.weight_bytes * self.copies
+        sums, batch, once = self.sums(mask), self.problem.batch_samples, self.edge_link.latency_s
+        weight_bytes, update_s, both = sums.weight_bytes, sums.update_s, sums.both
+        free = self.room - weight_bytes * self.copies
         each = sums.saved_bytes + sums.received
         if free < 0:
             return
-        for d in self.replica_counts(micro):
-            at = self.column[micro // d]
-            compute = float(sums.forward[at] + sums.backward[at])
-            come = transfer_s(sums.received * micro / d, self.edge_link)
-            leave = transfer_s(sums.sent * micro / d, self.edge_link)
-            busy = max(compute, come, leave) if self.problem.transfers == "overlapped" else compute + come + leave
-            once = ring_s(sums.weight_bytes, d, self.ring_link(d)) + sums.update_s
-            seconds = busy / micro + once / self.problem.batch_samples
-            most = self.problem.batch_samples if not each else min(self.problem.batch_samples, int(free * d / each))
+        come, leave = (size * micro / self.edge_link.bytes_per_s for size in (sums.received, sums.sent))
+        overlapped = self.problem.transfers == "overlapped"
+        wire = max(come, leave) if overlapped else come + leave
+        messages = bool(come or leave) if overlapped else bool(come) + bool(leave)
+        for d, at, ring in self._ways_of(micro):
+            most = batch if not each else min(batch, int(free * d / each))
             if most < micro:
                 continue
-            yield Option(d, seconds, most)
+            busy, moving = both[at], messages * once + wire / d
+            if overlapped:
+                busy = moving if moving > busy else busy
+            else:
+                busy += moving
+            yield Option(d, busy / micro + (ring_s(weight_bytes, d, ring) + update_s) / batch, most)
+
+    def runs(self, micro: int) -> tuple[Floats, np.ndarray, np.ndarray]:
+        """Every run of operators by number as a stage, with every number of replicas: what ``options`` says, as arrays.
+
+        Returns:
+            Seconds a sample (infinite where it does not fit or ends before it begins) and most samples held, both by
+            first operator, last operator and way to replicate; and the replicas of each way.
+        """
+        if self._runs is None:
+            self._runs = _Runs.of(self)
+        r, batch = self._runs, self.problem.batch_samples
+        ways = self._ways_of(micro)
+        d = np.array([way[0] for way in ways])
+        free = self.room - r.weight_bytes * self.copies
+        with np.errstate(divide="ignore", invalid="ignore"):
+            room = free[..., None] * d / r.each[..., None]
+        most = np.where(r.each[..., None] > 0, np.minimum(np.nan_to_num(room), batch), batch).astype(int)
+        seconds = r.both[..., [way[1] for way in ways]]
+        come, leave = (size[..., None] * micro / self.edge_link.bytes_per_s for size in (r.received, r.sent))
+        once = self.edge_link.latency_s
+        if self.problem.transfers == "overlapped":
+            seconds = np.maximum(seconds, once * ((come > 0) | (leave > 0)) + np.maximum(come, leave) / d)
+        else:
+            seconds = seconds + (once * ((come > 0) + (leave > 0).astype(int)) + (come + leave) / d)
+        ring = np.stack([_rings(r.weight_bytes, k, link) for k, _, link in ways], axis=-1)
+        seconds = seconds / micro + (ring + r.update_s[..., None]) / batch
+        backwards = np.tri(len(free), k=-1, dtype=bool)
+        seconds[(most < micro) | ((free < 0) | backwards)[..., None]] = np.inf
+        return seconds, most, d
+
+    def _ways_of(self, micro: int) -> list[tuple[int, int, LinkRate]]:
+        """Replicas that split a micro-batch, the column of their local batch, the link of their all-reduce."""
+        found = self._ways.get(micro)
+        if found is None:
+            found = self._ways[micro] = [(d, self.column[micro // d], self.ring_link(d))
+                                         for d in self.replica_counts(micro)]
+        return found
 
     def shares(self, chosen: Iterable[tuple[int, int, int]]) -> dict[Source, float]:
         """Share of the compute time of ``chosen`` (mask, micro-batch, replicas) by how it is known."""
@@ -260,10 +325,50 @@ def _table(name: str, column: str, rows: Mapping[int, float], source: Source,
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    forward: Floats
-    backward: Floats
+    both: list[float]
     weight_bytes: float
     saved_bytes: float
     update_s: float
     received: float
     sent: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Totals of all runs of operators by number: arrays by first and last operator, meaningless below the diagonal."""
+
+    both: Floats
+    weight_bytes: Floats
+    each: Floats
+    update_s: Floats
+    received: Floats
+    sent: Floats
+
+    @staticmethod
+    def of(prices: Prices) -> _Runs:
+        graph, n = prices.graph, len(prices.graph)
+        weights = np.array([o.weight_bytes for o in graph.operators])
+        saved = np.array([o.saved_bytes_per_sample for o in graph.operators])
+        received, left = np.zeros((n, n)), np.zeros((n, n))
+        for first in range(n):
+            # A tensor that several operators of the run read comes once.
+            sizes: dict[int, float] = {}
+            for last in range(first, n):
+                for u, size in graph.reads[last]:
+                    if u < first:
+                        sizes[u] = max(size, sizes.get(u, 0.0))
+                received[first, last] = sum(sizes.values())
+            # left[u, v]: what operators after v read of u.
+            for v, size in graph.read_by[first]:
+                left[first, first:v] = np.maximum(left[first, first:v], size)
+        return _Runs(both=_totals(prices.forward + prices.backward), weight_bytes=_totals(weights),
+                     each=_totals(saved) + received, update_s=_totals(np.array(prices.update)), received=received,
+                     sent=np.cumsum(np.triu(left)[::-1], axis=0)[::-1])
+
+
+def _totals(rows: Floats) -> Floats:
+    """Sums of rows first … last, by first and last."""
+    out = np.zeros((len(rows), *rows.shape))
+    for first in range(len(rows)):
+        out[first, first:] = np.cumsum(rows[first:], axis=0)
+    return out

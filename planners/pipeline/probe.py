@@ -14,15 +14,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from operator import le
+from typing import Any, Literal, TypeGuard
+
+import numpy as np
 
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
 from planners.pipeline.inflight import need, rounded
-from planners.pipeline.pricing import Prices
+from planners.pipeline.pricing import Prices, ring_s
+from workbench.costtables import Floats
 
-__all__ = ["Chosen", "Probe", "Work"]
+__all__ = ["Chosen", "Probe", "Shape", "Work"]
 
 # (in-flight samples, micro-batch) of the first stages; None: nothing follows.
 Interface = tuple[int, int] | None
@@ -31,6 +37,11 @@ Front = dict[Interface, tuple[int, Any]]
 Counts = tuple[int, ...]
 
 _MANY_GROUPS = 4096
+# A ring of (almost) no bytes takes its latencies; none of them would take nothing.
+_NO_BYTES = 1e-12
+_ROUNDING = 1e-9
+_CLOSE = 1e-3
+_HALVINGS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +53,78 @@ class Chosen:
     replicas: int
 
 
+class Shape:
+    """What all probes of one tree share: a node of each kind, masks of runs of items and of whole branches."""
+
+    def __init__(self, root: Node) -> None:
+        self.root = root
+        self.of_kind: dict[int, Node] = {}
+        self._spans: dict[tuple[int, int, int], int] = {}
+        self._vectors: dict[tuple[Counts, int, bool], list[Counts]] = {}
+        self._wholes: dict[tuple[int, Counts], int] = {}
+        self._register(root)
+
+    def _register(self, node: Node) -> None:
+        self.of_kind.setdefault(node.kind, node)
+        for item in node.items:
+            self._register(item)
+
+    def span(self, node: Node, lo: int, hi: int) -> int:
+        """Mask of items lo … hi - 1."""
+        key = (node.mask, lo, hi)
+        found = self._spans.get(key)
+        if found is None:
+            found = self._spans[key] = _joined(node, lo, hi)
+        return found
+
+    def whole(self, fork: Node, vector: Counts) -> int:
+        """Mask of the first branches of each kind."""
+        key = (fork.mask, vector)
+        found = self._wholes.get(key)
+        if found is None:
+            found = 0
+            for group, n in zip(fork.groups, vector, strict=True):
+                for position in group[:n]:
+                    found |= fork.items[position].mask
+            self._wholes[key] = found
+        return found
+
+    def vectors(self, counts: Counts, first: int, joined: bool) -> list[Counts]:
+        """Numbers of whole branches by kind that a stage can take, the largest first: joined to others one or more,
+        grouped among themselves two or more with one of kind ``first``. Of very many kinds only intervals in the order
+        of the kinds."""
+        key = (counts, first, joined)
+        found = self._vectors.get(key)
+        if found is None:
+            found = self._vectors[key] = [v for v in reversed(list(self._list_vectors(counts, first)))
+                                         if (any(v) if joined else v[first] and sum(v) > 1)]
+        return found
+
+    def _list_vectors(self, counts: Counts, first: int) -> Iterator[Counts]:
+        if math.prod(c + 1 for c in counts) <= _MANY_GROUPS // 8:
+            yield from _product(counts)
+            return
+        yield (0,) * len(counts)
+        for start in range(first, len(counts)):
+            vector = [0] * len(counts)
+            for g in range(start, len(counts)):
+                for n in range(1, counts[g] + 1):
+                    vector[g] = n
+                    yield tuple(vector)
+
+
 class Work:
-    """Least device-seconds a sample of sets of operators, for lower bounds on devices."""
+    """Least device-seconds a sample of sets of operators, for lower bounds on devices; ``floor`` is one on T."""
 
     def __init__(self, prices: Prices, menu: tuple[int, ...]) -> None:
-        local = sorted({b // d for b in menu for d in prices.replica_counts(b)})
-        each = [prices.column[n] for n in local]
-        per_sample = (prices.forward[:, each] + prices.backward[:, each]) / [float(n) for n in local]
-        self.least = [float(x) for x in per_sample.min(axis=1)]
-        self.largest_op = max(
-            min(float(prices.forward[v, prices.column[b // d]] + prices.backward[v, prices.column[b // d]]) / b
-                for b in menu for d in prices.replica_counts(b)) for v in range(len(self.least)))
+        self.prices, self.menu = prices, menu
+        ways = [(b, d) for b in menu for d in prices.replica_counts(b)]
+        local = np.array([b // d for b, d in ways], dtype=float)
+        columns = [prices.column[b // d] for b, d in ways]
+        compute = (prices.forward[:, columns] + prices.backward[:, columns]) / local
+        self.least: list[float] = compute.min(axis=1).tolist()
+        self.floor = _floor(prices, ways, compute)
+        self.total = math.fsum(self.least)
         self._of: dict[int, float] = {}
 
     def of(self, mask: int) -> float:
@@ -62,36 +134,90 @@ class Work:
             found = self._of[mask] = math.fsum(self.least[v] for v in bits(mask))
         return found
 
+    @cached_property
+    def alone(self) -> list[float]:
+        """Least seconds a sample of every operator as a stage of its own, transfers among them."""
+        return [min((o.seconds_per_sample for b in self.menu for o in self.prices.options(1 << v, b)), default=math.inf)
+                for v in range(len(self.least))]
+
+    def relieved(self, limit: float) -> Work:
+        """The work where operators that ``limit`` is too small for take a device or more each."""
+        made = copy(self)
+        made.least = [min(x, limit) if alone > limit else x for x, alone in zip(self.least, self.alone, strict=True)]
+        made._of = {}
+        return made
+
+
+def _floor(prices: Prices, ways: list[tuple[int, int]], compute: Floats) -> float:
+    """No stages have a smaller T: within T each operator takes the fewest device-seconds of the micro-batches and
+    replicas that bring it alone under T, gradients' bytes and update among them; all together |D| T at most.
+
+    ``compute`` is device-seconds a sample by operator and way (micro-batch, replicas).
+    """
+    operators, batch = prices.graph.operators, prices.problem.batch_samples
+    replicas = np.array([d for _, d in ways], dtype=float)
+    slope = np.array([ring_s(1.0, d, prices.ring_link(d)) - ring_s(_NO_BYTES, d, prices.ring_link(d))
+                      for _, d in ways])
+    weight = np.array([[o.weight_bytes] for o in operators])
+    saved = np.array([[o.saved_bytes_per_sample] for o in operators])
+    local = np.array([b / d for b, d in ways])
+    alone = compute / replicas + (weight * slope + np.array(prices.update)[:, None]) / batch
+    alone[weight * prices.copies + local * saved > prices.room * (1 + _ROUNDING)] = math.inf
+    taken = alone * replicas
+    low = max(float(alone.min(axis=1).max()), float(taken.min(axis=1).sum()) / prices.cluster.devices)
+    if math.isinf(low):
+        return low
+    devices = prices.cluster.devices
+
+    def possible(limit: float) -> bool:
+        return float(np.where(alone <= limit, taken, math.inf).min(axis=1).sum()) <= devices * limit
+
+    if possible(low * (1 + _ROUNDING)):
+        return low
+    high = float(np.take_along_axis(taken, alone.argmin(axis=1)[:, None], axis=1).sum()) / devices
+    for _ in range(_HALVINGS):
+        if high - low <= _CLOSE * low:
+            break
+        middle = (low + high) / 2
+        low, high = (low, middle) if possible(middle) else (middle, high)
+    return low
+
 
 class Probe:
     """One bottleneck T: does a stage graph exist whose every stage takes at most T a sample?
 
-    ``relaxed`` lets every stage hold one micro-batch only, whatever follows it: far fewer states, never fewer answers.
+    ``memory`` says what must fit beside the weights: "in-flight", all that a stage holds; "one", a micro-batch, and
+    nobody asks how deep a pipeline becomes; "depth" (one micro-batch size only), a micro-batch too, but the front tells
+    depths apart. The latter two have far fewer states (with "depth" what follows only shifts a front) and never fewer
+    answers. Operators that ``limit`` is too small for may take up to ``alone`` seconds a sample as stages of their own.
     """
 
-    def __init__(self, prices: Prices, root: Node, work: Work, menu: tuple[int, ...], limit: float, *,
-                 relaxed: bool = False) -> None:
-        self.prices, self.root, self.work, self.menu, self.limit = prices, root, work, menu, limit
-        self.relaxed = relaxed
+    def __init__(self, prices: Prices, shape: Shape, work: Work, menu: tuple[int, ...], limit: float, *,
+                 alone: float = 0.0, memory: Literal["in-flight", "one", "depth"] = "in-flight") -> None:
+        assert memory != "depth" or len(menu) == 1
+        self.prices, self.shape, self.work, self.menu, self.limit = prices, shape, work, menu, limit
+        self.root = shape.root
+        self.memory = memory
+        self.alone, self.single = alone, 0
+        if alone > limit:
+            self.single = sum(1 << v for v, least in enumerate(work.alone) if least > limit)
+            self.work = work.relieved(limit)
         self.batch = prices.problem.batch_samples
         self.devices = prices.cluster.devices
         self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
-        self.total = work.of(root.mask)
-        self.of_kind: dict[int, Node] = {}
-        self._register(root)
+        self.total = self.work.of(self.root.mask)
         self.memo: dict[Any, Front] = {}
-        self.fitting: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self.places: dict[tuple[int, Interface], list[tuple[int, int, int]]] = {}
-        self.spans: dict[tuple[int, int, int], int] = {}
         self.groups: dict[Any, list[tuple[Counts, int, int, int]]] = {}
-        self.vectors: dict[tuple[Counts, int], list[Counts]] = {}
+        self.wholes: dict[Any, dict[Counts, list[tuple[int, int, int]]]] = {}
         self.per_stage = max(menu) * (1 if len(menu) == 1 else 3)
         # asks[b][c]: how much more an interface of micro-batch b can ask of a predecessor than one of c.
         self.asks = {b: {c: max(need(x, 1, 0, b) - need(x, 1, 0, c) for x in menu) for c in menu} for b in menu}
 
     def front(self) -> Front:
         """Fewest devices by interface of the model's first stages."""
-        return self._chain(self.root, 0, len(self.root.parts), None)
+        after = (0, self.menu[0]) if self.memory == "depth" else None
+        return self._chain(self.root, 0, len(self.root.parts), after)
 
     def stages(self, choice: Any) -> list[Chosen]:
         """The stages of an entry of ``front``."""
@@ -99,27 +225,13 @@ class Probe:
         _Reading(out).chain(choice, self.root, len(self.root.parts))
         return out
 
-    def _register(self, node: Node) -> None:
-        self.of_kind.setdefault(node.kind, node)
-        for item in node.items:
-            self._register(item)
-
-    def _span(self, node: Node, lo: int, hi: int) -> int:
-        """Mask of items lo … hi - 1."""
-        key = (node.mask, lo, hi)
-        found = self.spans.get(key)
-        if found is None:
-            found = self.spans[key] = _joined(node, lo, hi)
-        return found
-
     def _fits(self, mask: int, micro: int, held: int) -> int | None:
         """Fewest replicas of a stage within T and memory."""
-        key = (mask, micro)
-        found = self.fitting.get(key)
-        if found is None:
-            found = self.fitting[key] = [(o.replicas, o.most_held) for o in self.prices.options(mask, micro)
-                                         if o.seconds_per_sample <= self.limit]
-        return next((d for d, most in found if most >= held), None)
+        limit = self.alone if mask & self.single == mask and mask & (mask - 1) == 0 else self.limit
+        for replicas, seconds, most in self.prices.options(mask, micro):
+            if seconds <= limit and most >= held:
+                return replicas
+        return None
 
     def _placed(self, mask: int, following: Interface) -> list[tuple[int, int, int]]:
         """(in-flight, micro-batch, replicas) of a stage before ``following``."""
@@ -128,8 +240,13 @@ class Probe:
         if found is None:
             found = self.places[key] = []
             for b in self.menu:
-                held = b if following is None or self.relaxed else rounded(need(b, 1, *following), b, self.batch)
-                replicas = self._fits(mask, b, held)
+                if following is None or self.memory == "one":
+                    held = b
+                elif self.memory == "depth":
+                    held = b + following[0]
+                else:
+                    held = rounded(need(b, 1, *following), b, self.batch)
+                replicas = self._fits(mask, b, held if self.memory == "in-flight" else b)
                 if replicas is not None:
                     found.append((held, b, replicas))
         return found
@@ -139,6 +256,10 @@ class Probe:
         stage on the path that ``following`` begins (one stage raises i by at most ``per_stage`` samples)."""
         outside = math.ceil((self.total - self.work.of(mask)) / self.limit - 1e-9)
         return self.devices - max(outside, 0 if following is None else -(-following[0] // self.per_stage))
+
+    def _shifts(self, following: Interface) -> TypeGuard[tuple[int, int]]:
+        """Whether a front is that of stages nothing follows, each ``following`` deeper."""
+        return self.memory == "depth" and following is not None and following[0] > 0
 
     def _merge(self, a: Interface, b: Interface) -> Interface:
         if a is None or a == b:
@@ -179,11 +300,14 @@ class Probe:
         """Items lo … hi - 1 of a series, closed at both ends."""
         if lo == hi:
             return {following: (0, None)}
-        node = self.of_kind[node.kind]
+        node = self.shape.of_kind[node.kind]
         key = (node.kind, lo, hi, following)
         if key in self.memo:
             return self.memo[key]
-        span = self._span(node, lo, hi)
+        if self._shifts(following):
+            self.memo[key] = moved = _moved(self._chain(node, lo, hi, (0, following[1])), following[0])
+            return moved
+        span = self.shape.span(node, lo, hi)
         most = self._allowed(span, following)
         out: Front = {}
         if most >= 1:
@@ -204,7 +328,7 @@ class Probe:
             mask |= node.parts[j].mask
             if self._hopeless(mask):
                 return
-            least = base + math.ceil(self.work.of(self._span(node, lo, j)) / self.limit - 1e-9)
+            least = base + math.ceil(self.work.of(self.shape.span(node, lo, j)) / self.limit - 1e-9)
             fits = self.work.of(mask) / self.limit - 1e-9 <= most - least
             for held, b, d in self._placed(mask, following) if fits else ():
                 if d + least > most:
@@ -226,7 +350,7 @@ class Probe:
         counts = tuple(map(len, fork.groups))
         base = 0 if right is None else right[-1]
         # Everything from item lo on that this stage or the ones before it still have to take.
-        whole_work = self.work.of(self._span(node, lo, j) | mask)
+        whole_work = self.work.of(self.shape.span(node, lo, j) | mask)
         none = (0,) * len(counts)
         for whole, held, b, d in self._largest(fork, counts, 0, mask, following):
             left = tuple(c - n for c, n in zip(counts, whole, strict=True))
@@ -235,7 +359,7 @@ class Probe:
         for g in range(len(counts)):
             child = self._branch(fork, g)
             for q in range(1, len(child.parts)):
-                full = mask | self._span(child, q, len(child.parts))
+                full = mask | self.shape.span(child, q, len(child.parts))
                 if not counts[g] or self._hopeless(full):
                     continue
                 least = base + math.ceil((whole_work - self.work.of(full)) / self.limit - 1e-9)
@@ -259,6 +383,10 @@ class Probe:
         key = (node.kind, lo, p, counts, tail, following, seen)
         if key in self.memo:
             return self.memo[key]
+        if self._shifts(following):
+            still = self._before(node, lo, p, counts, tail, (0, following[1]), seen)
+            self.memo[key] = moved = _moved(still, following[0])
+            return moved
         fork = node.parts[p]
         most = self.devices
         start: Front = {following if seen else None: (0, None)}
@@ -291,7 +419,7 @@ class Probe:
             aside = self._both(others, {None: (0, None)} if is_tail else stub, most)
             aside = self._both(aside, start, most)
             for q in range(1, length + 1):
-                head = self._span(child, 0, q)
+                head = self.shape.span(child, 0, q)
                 if self._hopeless(head):
                     break
                 remainder = self._chain(child, q, length, following)
@@ -306,6 +434,9 @@ class Probe:
         key = ("fork", fork.kind, counts, following)
         if key in self.memo:
             return self.memo[key]
+        if self._shifts(following):
+            self.memo[key] = moved = _moved(self._fork(fork, counts, (0, following[1])), following[0])
+            return moved
         g = next(i for i, c in enumerate(counts) if c)
         child = self._branch(fork, g)
         most = self.devices
@@ -331,18 +462,15 @@ class Probe:
         if key in self.groups:
             return self.groups[key]
         kept: dict[tuple[int, int, int], list[Counts]] = {}
-        for vector in reversed(self._vectors(counts, first)):
-            if (vector[first] == 0 and not mask) or sum(vector) < (1 if mask else 2):
-                continue
-            taken = mask
-            for group, n in zip(fork.groups, vector, strict=True):
-                for position in group[:n]:
-                    taken |= fork.items[position].mask
-            if self._hopeless(taken):
-                continue
-            for place in self._placed(taken, following):
+        places = self.wholes.setdefault((fork.kind, mask, following), {})
+        for vector in self.shape.vectors(counts, first, bool(mask)):
+            here = places.get(vector)
+            if here is None:
+                taken = mask | self.shape.whole(fork, vector)
+                here = places[vector] = [] if self._hopeless(taken) else self._placed(taken, following)
+            for place in here:
                 known = kept.setdefault(place, [])
-                if not any(all(n <= m for n, m in zip(vector, other, strict=True)) for other in known):
+                if not any(_covers(other, vector) for other in known):
                     known.append(vector)
         self.groups[key] = found = [(v, *place) for place, vectors in kept.items() for v in vectors]
         return found
@@ -350,28 +478,19 @@ class Probe:
     def _branch(self, fork: Node, group: int) -> Node:
         return fork.items[fork.groups[group][0]]
 
-    def _vectors(self, counts: Counts, first: int) -> list[Counts]:
-        """Numbers of whole branches by kind; of very many kinds only intervals in the order of the kinds."""
-        key = (counts, first)
-        if key not in self.vectors:
-            self.vectors[key] = list(self._list_vectors(counts, first))
-        return self.vectors[key]
 
-    def _list_vectors(self, counts: Counts, first: int) -> Iterator[Counts]:
-        if math.prod(c + 1 for c in counts) <= _MANY_GROUPS // 8:
-            yield from _product(counts)
-            return
-        yield (0,) * len(counts)
-        for start in range(first, len(counts)):
-            vector = [0] * len(counts)
-            for g in range(start, len(counts)):
-                for n in range(1, counts[g] + 1):
-                    vector[g] = n
-                    yield tuple(vector)
+def _moved(front: Front, samples: int) -> Front:
+    """A front whose stages are followed by ones that hold ``samples``."""
+    return {None if k is None else (k[0] + samples, k[1]): entry for k, entry in front.items()}
 
 
 def _less(counts: Counts, group: int) -> Counts:
     return tuple(c - (i == group) for i, c in enumerate(counts))
+
+
+def _covers(large: Counts, small: Counts) -> bool:
+    """Whether ``small`` is nowhere larger than ``large``."""
+    return all(map(le, small, large))
 
 
 def _product(counts: Counts) -> Iterator[Counts]:

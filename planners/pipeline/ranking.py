@@ -2,32 +2,39 @@
 
 A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch only as long as that
 beats the best iteration found. The iteration falls and then rises with the micro-batch (less overhead, longer fill), so
-sizes are tried outwards from the most promising one. Stages are then split over the devices that are left. Improvement
-then changes one stage at a time (micro-batch, k, replicas on idle devices) and keeps what shortens the simulated
-iteration.
+sizes are tried outwards from the most promising one. Of the drafts of a micro-batch the one with the least bound on its
+iteration is simulated first. Stages are then split over the devices that are left. Improvement changes one stage at
+a time (micro-batch, k, replicas on idle devices) and keeps what shortens the simulated iteration.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
-from planners.pipeline.assembly import Candidate, Draft, candidate, draft, with_stage, with_turns
+from planners.pipeline.assembly import Candidate, Draft, draft, placed, simulated, with_stage, with_turns
+from planners.pipeline.clock import least_s
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Work
-from planners.pipeline.search import least_of, searcher
+from planners.pipeline.probe import Chosen, Shape, Work
+from planners.pipeline.search import Line, Tree, least_of, searcher
 
-__all__ = ["Ranking", "improve", "rank", "spread"]
+__all__ = ["Ranking", "improve", "line_cuts", "rank", "spread", "spread_runners_up"]
 
 _RISE = (1.05, 1.15, 1.4)
 _PATIENCE = 2
 # Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
 _WITHIN = 0.01
 _ROUNDS = 4
+_RUNNERS_UP = 4
+# Balancing the stages beside the bottleneck ends at this ratio.
+_EVEN = 1.1
+# Least bottleneck over its bound from which on slow links are to blame.
+_FAR = 1.1
 
 
 @dataclass
@@ -38,6 +45,7 @@ class Ranking:
     deadline: float
     best: Candidate | None = None
     tried: int = 0
+    simulated: list[tuple[float, Draft]] = field(default_factory=list)
     _seen: set[object] = field(default_factory=set)
 
     @property
@@ -45,52 +53,73 @@ class Ranking:
         """Iteration to beat."""
         return float("inf") if self.best is None else self.best.iteration_s
 
-    def late(self) -> bool:
-        """Whether the time is up (and there is something to return)."""
-        return self.best is not None and time.perf_counter() > self.deadline
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return time.perf_counter() > self.deadline
 
-    def take(self, found: Draft) -> bool:
-        """Simulate a draft; whether it is the new best."""
-        key = (found.stages, found.turns, found.sequential)
-        if key in self._seen:
-            return False
-        self._seen.add(key)
-        made = candidate(self.prices, found, below=self.limit)
-        self.tried += 1
-        if made is None or made.iteration_s >= self.limit:
-            return False
-        self.best = made
-        return True
+    def late(self) -> bool:
+        """Whether the time is up and there is something to return: a quick search goes on until it has a plan."""
+        return self.best is not None and self.over()
+
+    def take(self, *drafts: Draft) -> None:
+        """Simulate those of some drafts that may be a new best, the most promising first."""
+        hopes = []
+        for found in drafts:
+            key = (found.stages, found.turns, found.sequential)
+            if key not in self._seen:
+                self._seen.add(key)
+                self.tried += 1
+                made = placed(self.prices, found)
+                if made is not None:
+                    hopes.append((least_s(made.graph, made.held), made))
+        for least, made in sorted(hopes, key=lambda hope: hope[0]):
+            if least >= self.limit:
+                return
+            new = simulated(made)
+            self.simulated.append((new.iteration_s, made.draft))
+            if new.iteration_s < self.limit:
+                self.best = new
 
 
 def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
     """Candidates of the menus of micro-batches (ascending): from the most promising one outwards, on each side until
     ``_PATIENCE`` menus in a row find nothing better; then the best stages at every other micro-batch."""
     prices, batch = ranking.prices, ranking.prices.problem.batch_samples
-    hopes = []
-    for menu in menus:
-        work = Work(prices, menu)
-        hopes.append((batch * max(work.of(root.mask) / prices.cluster.devices, work.largest_op), menu))
+    shape, works = Shape(root), [Work(prices, menu) for menu in menus]
+    hopes = [batch * work.floor for work in works]
+    # Replicas of a machine halve the depth of a pipeline again and again, as far as they divide the micro-batch.
     deep = min(_longest_path(prices), prices.cluster.devices)
-    guesses = [hope * (1 + (deep - 1) * menu[0] / batch) for hope, menu in hopes]
+    near = prices.cluster.devices_per_machine
+    guesses = [hope * (1 + (max(1.0, deep / min(near, menu[0])) - 1) * menu[0] / batch)
+               for hope, menu in zip(hopes, menus, strict=True)]
     start = min(range(len(menus)), key=guesses.__getitem__)
     for side in (range(start, len(menus)), range(start - 1, -1, -1)):
         failures = 0
         for m in side:
             before = ranking.limit
-            hope, menu = hopes[m]
-            if not ranking.late() and hope < before:
-                _one_menu(ranking, root, menu)
+            if not ranking.late() and hopes[m] < before:
+                _one_menu(ranking, works[m], partial(searcher, shape=shape, menu=menus[m]))
             if math.isfinite(ranking.limit):
                 failures = 0 if ranking.limit < before else failures + 1
             if failures == _PATIENCE:
                 break
     if ranking.best is not None:
         best = ranking.best.draft
-        for menu in menus:
-            if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages):
-                resized = [Chosen(s.mask, menu[0], s.replicas) for s in best.stages]
-                ranking.take(draft(prices, resized, sequential=False))
+        _take_all(ranking, [[Chosen(s.mask, menu[0], s.replicas) for s in best.stages] for menu in menus
+                            if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages)])
+
+
+def line_cuts(ranking: Ranking) -> None:
+    """Runs of the operators in their order as a stage graph, for every micro-batch that may win: they take operators
+    of several branches, which the tree's stages do not."""
+    prices = ranking.prices
+    for b in prices.problem.menu:
+        work = Work(prices, (b,))
+        if prices.problem.batch_samples * work.floor < ranking.limit and not ranking.late():
+            _one_menu(ranking, work, partial(Line, micro=b))
+            even = Line(prices, work, b).evenest()
+            if even is not None:
+                _take_all(ranking, [even])
 
 
 def _longest_path(prices: Prices) -> int:
@@ -101,39 +130,92 @@ def _longest_path(prices: Prices) -> int:
     return max(length)
 
 
-def _one_menu(ranking: Ranking, root: Node, menu: tuple[int, ...]) -> None:
-    """Plans at the least bottleneck of a menu and somewhat above it."""
-    prices, batch = ranking.prices, ranking.prices.problem.batch_samples
-    search = searcher(prices, root, menu)
-    found = least_of(search, prices, root, menu, within=_WITHIN, at_most=ranking.limit / batch)
+def _one_menu(ranking: Ranking, work: Work, search: Callable[[Prices, Work], Line | Tree]) -> None:
+    """Plans at the least bottleneck of a menu and somewhat above it; where slow links are what keeps it from being
+    less, also those of a search that hopes for neighbours in one machine (the simulation knows better)."""
+    prices = ranking.prices
+    least = _over_some_links(ranking, search(prices, work))
+    cluster = prices.cluster
+    if not prices.one_machine and cluster.inside != cluster.between and least > _FAR * work.floor:
+        _over_some_links(ranking, search(prices.nearby, Work(prices.nearby, work.menu)))
+
+
+def _over_some_links(ranking: Ranking, search: Line | Tree) -> float:
+    """``_one_menu`` with links as the search takes them; the least bottleneck it found."""
+    batch = ranking.prices.problem.batch_samples
+    found = least_of(search, within=_WITHIN, at_most=ranking.limit / batch, late=ranking.late)
     if found is None:
-        return
+        return math.inf
     least, fronts = found
-    _take_all(ranking, fronts)
+    fronts = list(fronts)
     floor = least
     for rise in _RISE:
         if batch * floor >= ranking.limit or ranking.late():
             break
         floor = least * rise
-        _take_all(ranking, search.fronts(floor))
+        fronts += search.fronts(floor)
+    _take_all(ranking, fronts + _balanced(ranking, search, least))
+    return least
+
+
+def _balanced(ranking: Ranking, search: Line | Tree, least: float) -> list[list[Chosen]]:
+    """Stages shorter than the bottleneck ``least``, where only operators too large for that keep it from being less:
+    they stand alone, and all others share the devices left as evenly as they can."""
+    low, high, found = search.work.total / ranking.prices.cluster.devices, least, []
+    while high > low * _EVEN and not ranking.late():
+        middle = math.sqrt(low * high)
+        stages = search.fronts(middle, least)
+        if stages:
+            high = middle
+            found += stages
+        else:
+            low = middle
+    return found
 
 
 def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:
-    for stages in fronts:
-        ranking.take(draft(ranking.prices, stages, sequential=False))
+    different = {frozenset(stages): stages for stages in fronts}
+    ranking.take(*(draft(ranking.prices, stages, sequential=False) for stages in different.values()))
 
 
 def spread(ranking: Ranking) -> None:
     """Split stages of the best plan over idle devices while that helps: the search uses as few as a bottleneck needs,
-    but shorter stages fill and drain a pipeline sooner."""
+    but shorter stages fill and drain a pipeline sooner. Where branches are alike no single split helps, so the longest
+    stages are also split one after the other until no device is left."""
     while ranking.best is not None and not ranking.late():
         found, before = ranking.best.draft, ranking.limit
-        idle = ranking.prices.cluster.devices - sum(s.replicas for s in found.stages)
-        for x, stage in enumerate(found.stages):
-            if stage.replicas <= idle and stage.mask & (stage.mask - 1):
-                ranking.take(_split(ranking.prices, found, x))
+        ranking.take(*(_split(ranking.prices, found, x) for x in _splittable(ranking.prices, found)))
+        if ranking.limit >= before:
+            ranking.take(*_splits(ranking.prices, found))
         if ranking.limit >= before:
             return
+
+
+def spread_runners_up(ranking: Ranking) -> None:
+    """Where the stages of plans next to the best one, once split, are better, go on from there."""
+    runners_up = sorted(ranking.simulated, key=lambda run: run[0])[1:1 + _RUNNERS_UP]
+    spread(ranking)
+    for _, found in runners_up:
+        if ranking.late():
+            return
+        before = ranking.limit
+        ranking.take(*(_split(ranking.prices, found, x) for x in _splittable(ranking.prices, found)))
+        if ranking.limit < before:
+            spread(ranking)
+
+
+def _splittable(prices: Prices, found: Draft) -> list[int]:
+    idle = prices.cluster.devices - sum(s.replicas for s in found.stages)
+    return [x for x, s in enumerate(found.stages) if s.replicas <= idle and s.mask & (s.mask - 1)]
+
+
+def _splits(prices: Prices, found: Draft) -> Iterator[Draft]:
+    """The draft with its longest stage split, that one's longest stage split, and so on."""
+    while open_ := _splittable(prices, found):
+        longest = max(open_, key=lambda x: sum(prices.compute_s(
+            found.stages[x].mask, found.stages[x].micro, found.stages[x].replicas)) / found.stages[x].micro)
+        found = _split(prices, found, longest)
+        yield found
 
 
 def _split(prices: Prices, found: Draft, x: int) -> Draft:
@@ -158,8 +240,7 @@ def improve(ranking: Ranking) -> None:
         for x in range(len(ranking.best.draft.stages)):
             if ranking.late():
                 return
-            for changed in _changes(ranking.prices, ranking.best.draft, x):
-                ranking.take(changed)
+            ranking.take(*_changes(ranking.prices, ranking.best.draft, x))
         if ranking.limit >= before:
             return
 

@@ -7,109 +7,159 @@ arrays (``Line``).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Probe, Work
+from planners.pipeline.probe import Chosen, Probe, Shape, Work
 
 __all__ = ["Line", "Tree", "least_of", "searcher", "smallest_bottleneck"]
 
 _CLOSE = 1e-3
 _PROBES = 60
+_FIRST_STEP = 1.03
 
 
 class Line:
-    """The search where operators form a line and there is one micro-batch size: one array operation an operator.
+    """The search over runs of operators in their order, with one micro-batch size: one array operation a stage.
 
-    best[i, m] is the fewest devices of operators i … in m stages; the first of them holds min(m b, B) samples.
+    best[m, i] is the fewest devices of operators i … in m stages; the first of them holds min(m b, B) samples.
     """
 
-    def __init__(self, prices: Prices, root: Node, menu: tuple[int, ...]) -> None:
-        self.prices, (self.micro,) = prices, menu
-        self.masks = [item.mask for item in root.parts]
+    def __init__(self, prices: Prices, work: Work, micro: int) -> None:
+        self.prices, self.work, self.micro = prices, work, micro
         self.batch, self.devices = prices.problem.batch_samples, prices.cluster.devices
-        n = len(self.masks)
+        n = len(prices.graph)
         self.held = np.minimum(self.micro * np.arange(1, min(n, self.devices) + 1), self.batch)
-        # By first operator: end of the run, replicas, seconds a sample, most samples held, as columns.
-        self.runs: list[np.ndarray] = []
-        for i in range(n):
-            rows, mask = [], 0
-            for j in range(i, n):
-                mask |= self.masks[j]
-                rows += [(j + 1, o.replicas, o.seconds_per_sample, o.most_held)
-                         for o in prices.options(mask, self.micro)]
-            self.runs.append(np.array(rows).reshape(-1, 4))
+        # Runs of operators by first and last one and way to replicate.
+        self.seconds, self.most, self.replicas = prices.runs(self.micro)
 
-    def fronts(self, limit: float) -> list[list[Chosen]]:
-        """Stages of every number of stages that no smaller number beats in devices; fewest stages first."""
-        n, most = len(self.masks), len(self.held)
-        best = np.full((n + 1, most + 1), np.inf)
-        best[n, 0] = 0.0
-        chosen = np.zeros((n, most + 1), dtype=int)
-        fitting = []
-        for i in reversed(range(n)):
-            rows = self.runs[i][self.runs[i][:, 2] <= limit]
-            fitting.append(rows)
-            if len(rows):
-                total = best[rows[:, 0].astype(int), :-1] + rows[:, 1:2]
-                total[rows[:, 3:4] < self.held] = np.inf
-                chosen[i, 1:] = total.argmin(axis=0)
-                best[i, 1:] = total.min(axis=0)
-        fitting.reverse()
-        found, fewest = [], math.inf
+    def fronts(self, limit: float, alone: float = 0.0) -> list[list[Chosen]]:
+        """Stages of every number of stages that no smaller number beats in devices; fewest stages first.
+
+        Operators that ``limit`` is too small for may take up to ``alone`` as stages of their own.
+        """
+        n, most = len(self.prices.graph), len(self.held)
+        best = np.full((most + 1, n + 1), np.inf)
+        best[0, n] = 0.0
+        fits = self.seconds <= limit
+        single = np.flatnonzero(np.array(self.work.alone) > limit)
+        fits[single, single] |= self.seconds[single, single] <= alone
+        # Where memory holds what the deepest pipeline asks for, a run's fewest replicas do not depend on its place.
+        ample = bool((self.most >= self.held[-1])[fits].all())
+        fewest = self._fewest(fits)
+        found, least = [], math.inf
         for m in range(1, most + 1):
-            if best[0, m] <= self.devices and best[0, m] < fewest:
-                fewest = best[0, m]
-                found.append(self._stages(fitting, chosen, m))
+            runs = fewest if ample else self._fewest(fits & (self.most >= self.held[m - 1]))
+            (runs + best[m - 1, 1:]).min(axis=1, out=best[m, :n])
+            if best[m, 0] <= self.devices and best[m, 0] < least:
+                least = best[m, 0]
+                found.append(self._stages(fits, best, m))
         return found
 
     def some(self, limit: float) -> list[list[Chosen]]:
         """See ``Tree``."""
-        return self.fronts(limit)
+        n, fits = len(self.prices.graph), self.seconds <= limit
+        fewest = self._fewest(fits)
+        best = np.zeros(n + 1)
+        for i in reversed(range(n)):
+            best[i] = (fewest[i, i:] + best[i + 1:]).min()
+        if best[0] > self.devices:
+            return []
+        ends, i = [0], 0
+        while i < n:
+            i += 1 + int((fewest[i, i:] + best[i + 1:]).argmin())
+            ends.append(i)
+        stages = [Chosen((1 << j) - (1 << i), self.micro, int(fewest[i, j - 1])) for i, j in pairwise(ends)]
+        return [stages] if _fits_all_the_same(self.prices, stages) else self.fronts(limit)
 
-    def _stages(self, fitting: list[np.ndarray], chosen: np.ndarray, m: int) -> list[Chosen]:
+    def evenest(self) -> list[Chosen] | None:
+        """Stages of least bottleneck that also are the least from every operator on, in the devices left to it, as
+        PipeDream has it (with its rule for memory, see ``baselines``); ``None`` where nothing fits."""
+        n, devices = len(self.prices.graph), self.devices
+        left = np.arange(devices + 1)
+        asked = np.minimum(self.micro * -(-left // self.replicas[:, None]), self.batch)
+        after = left - self.replicas[:, None]
+        best, at = np.full((n + 1, devices + 1), np.inf), np.zeros((n, devices + 1), dtype=int)
+        best[n] = 0.0
+        for i in reversed(range(n)):
+            slowest = np.maximum(self.seconds[i, i:, :, None], best[i + 1:, np.maximum(after, 0)])
+            slowest[:, after < 0] = np.inf
+            slowest[self.most[i, i:, :, None] < asked] = np.inf
+            flat = slowest.reshape(-1, devices + 1)
+            at[i] = flat.argmin(axis=0)
+            best[i] = np.take_along_axis(flat, at[i][None], axis=0)[0]
+        if math.isinf(best[0, devices]):
+            return None
+        stages, i, m = [], 0, devices
+        while i < n:
+            length, way = divmod(int(at[i, m]), len(self.replicas))
+            stages.append(Chosen((2 << i + length) - (1 << i), self.micro, int(self.replicas[way])))
+            i, m = i + length + 1, m - int(self.replicas[way])
+        return stages
+
+    def _fewest(self, fits: np.ndarray) -> np.ndarray:
+        """Fewest replicas of runs that fit, infinite where none do."""
+        return np.where(fits, self.replicas, np.inf).min(axis=-1)
+
+    def _stages(self, fits: np.ndarray, best: np.ndarray, m: int) -> list[Chosen]:
         stages, i = [], 0
         while m:
-            end, replicas = fitting[i][chosen[i, m], :2]
-            stages.append(Chosen(sum(self.masks[i:int(end)]), self.micro, int(replicas)))
-            i, m = int(end), m - 1
+            runs = self._fewest(fits[i] & (self.most[i] >= self.held[m - 1]))
+            last = int((runs + best[m - 1, 1:]).argmin())
+            stages.append(Chosen((2 << last) - (1 << i), self.micro, int(runs[last])))
+            i, m = last + 1, m - 1
         return stages
 
 
 class Tree:
     """The search over the whole tree."""
 
-    def __init__(self, prices: Prices, root: Node, menu: tuple[int, ...]) -> None:
-        self.prices, self.root, self.menu, self.work = prices, root, menu, Work(prices, menu)
+    def __init__(self, prices: Prices, shape: Shape, menu: tuple[int, ...], work: Work) -> None:
+        self.prices, self.shape, self.menu, self.work = prices, shape, menu, work
 
-    def fronts(self, limit: float) -> list[list[Chosen]]:
-        """Stages of every entry of the front within a bottleneck of ``limit``."""
-        return self._read(Probe(self.prices, self.root, self.work, self.menu, limit))
+    def fronts(self, limit: float, alone: float = 0.0) -> list[list[Chosen]]:
+        """Stages of every entry of the front within a bottleneck of ``limit``; for ``alone`` see ``Line``.
+
+        With one micro-batch size they are first sought as if memory held any depth; where all of those fit, they are
+        the front.
+        """
+        if len(self.menu) == 1:
+            quick = self._read(self._probe(limit, "depth", alone))
+            if all(_fits_all_the_same(self.prices, stages) for stages in quick):
+                return quick
+        return self._read(self._probe(limit, "in-flight", alone))
 
     def some(self, limit: float) -> list[list[Chosen]]:
         """Some stages within ``limit`` if there are any, the shallowest first.
 
-        First without in-flight samples: where that finds nothing there is nothing, and where its stages fit all the
-        same they are an answer. Only between the two does the whole program run.
+        First as if a stage held one micro-batch: where that finds nothing there is nothing, and where its stages fit
+        all the same they are an answer. Only between the two does the whole program run.
         """
         if len(self.menu) == 1:
-            quick = self._read(Probe(self.prices, self.root, self.work, self.menu, limit, relaxed=True))
+            quick = self._read(self._probe(limit, "one"))
             if not quick or _fits_all_the_same(self.prices, quick[0]):
                 return quick
         return self.fronts(limit)
+
+    def _probe(self, limit: float, memory: Literal["in-flight", "one", "depth"], alone: float = 0.0) -> Probe:
+        return Probe(self.prices, self.shape, self.work, self.menu, limit, alone=alone, memory=memory)
 
     def _read(self, probe: Probe) -> list[list[Chosen]]:
         found = sorted(probe.front().items(), key=lambda e: (e[0] or (0, 0), e[1][0]))
         return [probe.stages(choice) for _, (_, choice) in found]
 
 
-def searcher(prices: Prices, root: Node, menu: tuple[int, ...]) -> Line | Tree:
+def searcher(prices: Prices, work: Work, shape: Shape, menu: tuple[int, ...]) -> Line | Tree:
     """The search for a model and a menu of micro-batches."""
-    is_line = len(menu) == 1 and all(item.shape == "operator" for item in root.parts)
-    return Line(prices, root, menu) if is_line else Tree(prices, root, menu)
+    if len(menu) == 1 and all(item.shape == "operator" for item in shape.root.parts):
+        return Line(prices, work, menu[0])
+    return Tree(prices, shape, menu, work)
 
 
 def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, within: float = 0.0,
@@ -118,32 +168,30 @@ def smallest_bottleneck(prices: Prices, root: Node, menu: tuple[int, ...], *, wi
 
     ``None`` when memory or devices allow no stages at any T up to ``at_most``.
     """
-    return least_of(searcher(prices, root, menu), prices, root, menu, within=within, at_most=at_most)
+    return least_of(searcher(prices, Work(prices, menu), Shape(root), menu), within=within, at_most=at_most)
 
 
-def least_of(search: Line | Tree, prices: Prices, root: Node, menu: tuple[int, ...], *, within: float,
-             at_most: float) -> tuple[float, list[list[Chosen]]] | None:
-    """``smallest_bottleneck`` with a search made before."""
-    work = Work(prices, menu)
-    low = max(work.of(root.mask) / prices.cluster.devices, work.largest_op, 1e-12) * (1 - 1e-12)
+def least_of(search: Line | Tree, *, within: float, at_most: float,
+             late: Callable[[], bool] = lambda: False) -> tuple[float, list[list[Chosen]]] | None:
+    """``smallest_bottleneck`` with a search made before, or the least so far when it is ``late``."""
+    low = max(search.work.floor, 1e-12) * (1 - 1e-12)
+    if low > at_most or math.isinf(low):
+        return None
 
     def achieved(limit: float) -> tuple[float, list[list[Chosen]]] | None:
         found = search.some(limit)
-        return (max(_seconds(prices, s) for s in found[0]), found) if found else None
+        return (max(_seconds(search.prices, s) for s in found[0]), found) if found else None
 
-    best = None
-    if math.isfinite(at_most):
-        best = achieved(at_most)
-    else:
-        high, step = low, 1.03
-        for _ in range(_PROBES):
-            if best := achieved(high):
-                break
-            low, high, step = high, high * step, step * step if step < 4 else step
+    # From below: what is too small is found so at little cost, and the bound is often near.
+    best, limit, step = None, min(low * (1 + max(within, _CLOSE)), at_most), _FIRST_STEP
+    for _ in range(_PROBES):
+        if (best := achieved(limit)) or limit == at_most or late():
+            break
+        low, limit, step = limit, min(limit * step, at_most), step * step if step < 4 else step
     if best is None:
         return None
     for _ in range(_PROBES):
-        if best[0] - low <= within * best[0]:
+        if best[0] - low <= within * best[0] or late():
             break
         wide = best[0] - low > _CLOSE * best[0]
         # Most of the range is too small: a step from below finds that at little cost.
