@@ -282,9 +282,10 @@ def test_boundaries_are_recovered_by_back_end_from_kernels_in_programs() -> None
 
 @pytest.fixture(scope="module", autouse=True)
 def small_sweeps() -> Iterator[None]:
-    """Times do not matter here: kernels are measured without emptying the caches."""
+    """Times do not matter here: kernels are measured without emptying the caches, programs not for long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CACHES, "warm", 1 << 12)
+        patch.setattr("executors.orchestration.tune._PATIENT_S", 0.0)
         yield
 
 

@@ -13,8 +13,9 @@ stopped, and a second one measures and compiles nothing.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ __all__ = ["BASELINES", "Tuned", "cache_of", "fit_boundaries", "fit_boundary", "
 
 BASELINES = ("singletons", "greedy-fusion", "whole-graph")
 """Planners whose kernels are measured too, so that their plans stand beside the best one."""
-_ROUNDS = 30
+_ROUNDS, _PATIENT_S = 30, 1.0
 _CLOSE, _REPAIRS = 0.05, 3
 """A prediction so near to the stitched time is left alone; otherwise so many plans at most have their kernels timed in
 place. The same plan stitched twice differs by a few percent, with the places that memory gets."""
@@ -93,12 +94,20 @@ def open_store(folder: Path | str, *, device: str, threads: int, cache: Cache) -
         return Store(folder, conditions_of(held, cache=cache, onnxruntime=ortsession.version()))
 
 
-def stitched_seconds(program: Stitched, inputs: Sequence[torch.Tensor], *, threads: int, rounds: int = _ROUNDS
-                     ) -> float:
-    """Least time of a whole run of a program that runs again and again."""
+def stitched_seconds(program: Stitched, inputs: Sequence[torch.Tensor], *, threads: int) -> float:
+    """Least time of a whole run of a program that runs again and again, for long enough to outlast a disturbance."""
     timer = ContextTimer(_nothing, threads=threads)
     program(*inputs)
-    return min(timer.block(lambda: program(*inputs), 1) for _ in range(rounds))
+    return min(timer.block(lambda: program(*inputs), 1) for _ in _rounds())
+
+
+def _rounds() -> Iterator[int]:
+    """As many rounds as are wanted, and more until it took as long as is wanted."""
+    ends = time.monotonic() + _PATIENT_S
+    for turn in itertools.count():
+        if turn >= _ROUNDS and time.monotonic() > ends:
+            return
+        yield turn
 
 
 def _nothing() -> None:
@@ -108,7 +117,7 @@ def _nothing() -> None:
 def _in_place(program: Stitched, inputs: Sequence[torch.Tensor], *, threads: int) -> list[float]:
     """Seconds of each kernel in its program that runs again and again: the least of several runs."""
     timer = ContextTimer(_nothing, threads=threads)
-    marks = [program.timed(timer.clock, *inputs)[1] for _ in range(_ROUNDS + 1)][1:]
+    marks = [program.timed(timer.clock, *inputs)[1] for _ in _rounds()][1:]
     taken: list[float] = ((np.diff(np.array(marks), axis=1).min(axis=0) - timer.overhead_ns) * 1e-9).tolist()
     return taken
 
