@@ -13,19 +13,24 @@ J joint codes, K selected. Codes are one byte each.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from profilers.family import GridAxis, Op, Point, Prepared, Work, in_turn
 from profilers.gpu import kernels_for
+from profilers.native import library
 from workbench.errors import SpecError
 
 __all__ = ["OPS", "Inverted", "assign", "gather_rows", "kmeans", "lookup_table", "scan", "search_scan"]
 
 _MOST_JOINT_BITS = 16
+_LANES = 16
 
 
 def kmeans(x_SD: torch.Tensor, *, clusters: int, iterations: int, rng: np.random.Generator) -> torch.Tensor:
@@ -92,7 +97,7 @@ def gather_rows(rows_NSD: torch.Tensor, selected_NK: torch.Tensor) -> torch.Tens
 class Inverted:
     """Tokens of each KV head in order of joint code; ``first_NJ`` (N, J + 1) says where each code's tokens start.
 
-    Both int64 and on the device of the codes.
+    Both int32 and on the device of the codes.
     """
 
     tokens_NS: torch.Tensor
@@ -115,20 +120,17 @@ class Inverted:
         joint = np.zeros((n, s), dtype=np.uint16)
         for part in codes.transpose(1, 0, 2):
             joint = joint * np.uint16(clusters % 65536) + part
-        first = np.zeros((n, joint_codes + 1), dtype=np.int64)
+        first = np.zeros((n, joint_codes + 1), dtype=np.int32)
         for head in range(n):
             np.cumsum(np.bincount(joint[head], minlength=joint_codes), out=first[head, 1:])
-        tokens = np.argsort(joint, axis=1, kind="stable")
+        tokens = np.argsort(joint, axis=1, kind="stable").astype(np.int32)
         return cls(torch.from_numpy(tokens).to(codes_NMS.device), torch.from_numpy(first).to(codes_NMS.device),
                    clusters)
 
     def shares(self, table_NGMC: torch.Tensor, scale: float) -> torch.Tensor:
         """(N, J) probability of one token of each joint code, summed over the query heads."""
         n, g, m, _ = table_NGMC.shape
-        table = table_NGMC * scale
-        table = table - table.amax(-1, keepdim=True)
-        # exp of a sum is a product: one exponential a table entry instead of one a joint code.
-        powers = table.exp_()
+        powers = _powers(table_NGMC, scale)
         counts = self.first_NJ.diff().float()
         joint = powers[:, :, 0]
         for i in range(1, m):
@@ -137,19 +139,38 @@ class Inverted:
         return torch.bmm(total.reciprocal_().transpose(1, 2), joint).squeeze(1)
 
     def search(self, table_NGMC: torch.Tensor, *, k: int, scale: float) -> torch.Tensor:
-        """(N, K) tokens of the largest summed probabilities; within the last group the earliest tokens."""
+        """(N, K) tokens of the largest summed probabilities, in no order; of the last joint code the earliest tokens.
+
+        Int32. On a CPU one pass in C finds them (``native/joint.c``); the time it takes grows with ``k`` only.
+
+        Raises:
+            SpecError: fewer tokens than ``k``, or ``k`` below 1.
+        """
+        n, s = self.tokens_NS.shape
+        if not 1 <= k <= s:
+            raise SpecError(f"{k} of {s} tokens cannot be selected", allowed=[f"1 to {s}"])
+        native = _native() if table_NGMC.device.type == "cpu" else None
+        if native is not None:
+            _, g, m, c = table_NGMC.shape
+            codes = self.first_NJ.shape[1] - 1
+            powers = _powers(table_NGMC, scale).contiguous()
+            memory = torch.empty(4 * (codes + _LANES))
+            chosen = torch.empty(n, k, dtype=torch.int32)
+            native(powers.data_ptr(), self.first_NJ.data_ptr(), self.tokens_NS.data_ptr(), n, g, m, c, codes, s, k,
+                   memory.data_ptr(), chosen.data_ptr())
+            return chosen
         shares = self.shares(table_NGMC, scale)
         if shares.device.type != "cpu":
             return self._fill_all(shares, k)
-        chosen = np.empty((len(shares), k), dtype=np.int64)
+        chosen = torch.empty(n, k, dtype=torch.int32)
         first, tokens = self.first_NJ.numpy(), self.tokens_NS.numpy()
         for head, share in enumerate(shares.numpy()):
-            chosen[head] = _fill(share, first[head], tokens[head], k)
-        return torch.from_numpy(chosen)
+            chosen.numpy()[head] = _fill(share, first[head], tokens[head], k)
+        return chosen
 
     def _fill_all(self, shares_NJ: torch.Tensor, k: int) -> torch.Tensor:
         """The same rule for all heads at once, without a size that depends on values (no wait for the device)."""
-        sizes = self.first_NJ.diff()
+        sizes = self.first_NJ.long().diff()
         order = torch.where(sizes > 0, shares_NJ, -1.0).argsort(dim=1, descending=True, stable=True)
         taken = sizes.gather(1, order)
         ends = taken.cumsum(1)
@@ -157,6 +178,27 @@ class Inverted:
         group = torch.searchsorted(ends, place, right=True)
         inside = place - (ends - taken).gather(1, group)
         return self.tokens_NS.gather(1, self.first_NJ.gather(1, order.gather(1, group)) + inside)
+
+
+@functools.cache
+def _native() -> Any:
+    """The function of ``native/joint.c``, or ``None`` where nothing can be built."""
+    made = library("joint")
+    if made is None:
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    made.joint_search.argtypes = [pointer] * 3 + [number] * 7 + [pointer] * 2
+    made.joint_search.restype = None
+    return made.joint_search
+
+
+def _powers(table_NGMC: torch.Tensor, scale: float) -> torch.Tensor:
+    """e to the scaled entries, the largest of each sub-space 1.
+
+    The exponential of a sum is a product: one exponential a table entry instead of one a joint code.
+    """
+    table = table_NGMC * scale
+    return table.sub_(table.amax(-1, keepdim=True)).exp_()
 
 
 def _fill(share_J: np.ndarray, first_J: np.ndarray, tokens_S: np.ndarray, k: int) -> np.ndarray:
