@@ -126,7 +126,7 @@ class Series:
         return float(np.mean([abs(e) for _, _, _, errors in self._left_out() for e, _ in errors] or [0.0]))
 
     def _arrays(self) -> tuple[Floats, Floats]:
-        return (np.array(list(self.points), dtype=float).reshape(len(self.points), -1),
+        return (np.array(list(self.points), dtype=float).reshape(len(self.points), len(self.op.axes)),
                 np.array([m.median_s for m in self.points.values()]))
 
     def worst_gap(self) -> tuple[float, list[At]]:

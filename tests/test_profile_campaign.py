@@ -241,6 +241,15 @@ def test_a_kernel_that_fails_at_a_point_costs_only_that_point(on_op: Any, tmp_pa
     assert sum("cannot be measured: scripted() at (16,): ValueError: too narrow" in line for line in said) == 1
 
 
+def test_a_kernel_that_never_runs_costs_the_others_nothing(on_op: Any, tmp_path: Path) -> None:
+    def fails(point: Any) -> float:
+        raise ValueError("never")
+
+    ops = [scripted(formula, name=name, variants=({"kind": name},))
+           for name, formula in (("fails", fails), ("runs", lambda point: 1e-3 * point["x"]))]
+    assert [row["table"] for row in on_op(*ops, folder=tmp_path).run(30.0, silent)] == ["runs(kind=runs)"]
+
+
 def test_families_are_found_and_unknown_names_get_the_nearest() -> None:
     found = families()
     assert {"gemm", "attention", "pq", "lsh", "memory"} <= set(found)
