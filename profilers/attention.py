@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from profilers.family import GridAxis, Op, Point, Prepared, Work, in_turn
+from profilers.family import GridAxis, Op, Point, Prepared, Work, drawn, in_turn
 from profilers.gemm import DTYPES
 from profilers.gpu import kernels_for
 from profilers.native import library
@@ -31,7 +31,6 @@ from profilers.pq import gather_rows
 __all__ = ["OPS", "decode", "decode_selected", "prefill", "verify"]
 
 _TRIAL_ROWS, _TRIALS = 8192, 7
-_DRAWN = 1 << 20
 _LANES = 32
 _THREADED_BYTES = 1 << 18
 
@@ -158,8 +157,7 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype
     if device == "cuda":  # gigabytes of caches are drawn where they are used
         source = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
         return torch.randn(shape, device=device, dtype=DTYPES[dtype], generator=source)
-    drawn = rng.standard_normal(min(_DRAWN, math.prod(shape)), dtype=np.float32)
-    return torch.from_numpy(np.resize(drawn, shape)).to(device, DTYPES[dtype])
+    return torch.from_numpy(drawn(rng, shape)).to(device, DTYPES[dtype])
 
 
 def _prepare_prefill(point: Point, device: str, rng: np.random.Generator) -> Prepared:
@@ -223,6 +221,10 @@ def _over_rows(p: Point, rows: float) -> Work:
     return Work(4.0 * rows * p["heads"] * p["head_dim"], 2.0 * size * rows * p["kv_heads"] * p["head_dim"])
 
 
+def _row_bytes(keys: Point) -> float:
+    return 2.0 * DTYPES[keys["kv_dtype"]].itemsize * keys["kv_heads"] * keys["head_dim"]
+
+
 _HEADS: tuple[dict[str, str | int], ...] = tuple(
     {"heads": 32, "kv_heads": 8, "head_dim": 128, "kv_dtype": dtype} for dtype in ("fp32", "bf16"))
 _SMALL: tuple[dict[str, str | int], ...] = tuple(
@@ -230,21 +232,25 @@ _SMALL: tuple[dict[str, str | int], ...] = tuple(
 OPS = (
     Op(name="attention_prefill", about="causal attention of prompts", variants=_SMALL + _HEADS[:1],
        prepare=_prepare_prefill, work=_prefill_work,
+       terms=("batch", "batch tokens", "batch tokens tokens"),
        axes=(GridAxis("batch", (1, 4)), GridAxis("tokens", (16, 128, 512))),
        on_cuda={"variants": _HEADS[1:], "axes": (GridAxis("batch", (1, 8)), GridAxis("tokens", (128, 1024, 8192)))}),
     Op(name="attention_decode", about="one token over all cached rows", variants=_SMALL + _HEADS,
        prepare=_prepare_decode, work=lambda p: _over_rows(p, p["batch"] * p["context"]),
+       terms=("batch", "batch context"), held=(("batch context", _row_bytes),),
        axes=(GridAxis("batch", (1, 4, 16)), GridAxis("context", (64, 512, 4096))),
        on_cuda={"variants": _HEADS[1:],
                 "axes": (GridAxis("batch", (1, 8, 64)), GridAxis("context", (256, 2048, 16384)))}),
     Op(name="attention_verify", about="drafted tokens of one sequence over its cached rows", variants=_SMALL,
        prepare=_prepare_verify,
        work=lambda p: Work(*(x * y for x, y in zip(_over_rows(p, p["context"]), (p["tokens"], 1), strict=True))),
+       terms=("tokens", "context", "tokens context"), held=(("context", _row_bytes),),
        axes=(GridAxis("tokens", (1, 8, 64)), GridAxis("context", (64, 512, 4096))),
        on_cuda={"variants": _HEADS[1:],
                 "axes": (GridAxis("tokens", (1, 8, 64)), GridAxis("context", (256, 2048, 16384)))}),
     Op(name="attention_selected", about="one token over selected rows, gathered", variants=_HEADS[:1],
        prepare=_prepare_selected, work=lambda p: _over_rows(p, p["selected"]),
+       terms=("selected",), held=(("selected", _row_bytes),),
        axes=(GridAxis("context", (4096, 32768)), GridAxis("selected", (64, 512, 4096))),
        on_cuda={"variants": _HEADS[1:],
                 "axes": (GridAxis("context", (32768, 131072)), GridAxis("selected", (64, 1024, 16384)))}),

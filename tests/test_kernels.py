@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the kernels need torch: pip install 'planner-workbench[run]'")
 
-from profilers import attention, lsh, pq  # noqa: E402
+from profilers import attention, lsh, native, pq  # noqa: E402
 from workbench.errors import SpecError  # noqa: E402
 
 
@@ -118,6 +120,13 @@ def test_drafted_tokens_see_their_past_their_ancestors_and_themselves() -> None:
                                        atol=1e-5)
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler here")
+@pytest.mark.parametrize("source", sorted(Path(native.__file__).parent.glob("*.c")), ids=lambda path: path.stem)
+def test_every_source_compiles_where_there_is_a_compiler(source: Path) -> None:
+    """Callers do without a library that cannot be built, and would never say so."""
+    assert native.library(source.stem) is not None
+
+
 @pytest.fixture(params=["C", "Python"], scope="module")
 def each_language(request: pytest.FixtureRequest) -> Iterator[None]:
     """The passes in C, and what callers do on a machine without a C compiler."""
@@ -126,7 +135,7 @@ def each_language(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "Python":
             patch.setattr(lsh, "library", lambda name: None)
-            patch.setattr(pq, "_native", lambda: None)
+            patch.setattr(pq, "_native", lambda name: None)
         yield
 
 
@@ -170,6 +179,19 @@ def test_no_more_tokens_are_selected_than_there_are(k: int) -> None:
     groups = pq.Inverted.of(torch.zeros(1, 1, 8, dtype=torch.uint8), 4)
     with pytest.raises(SpecError, match=f"{k} of 8 tokens"):
         groups.search(torch.zeros(1, 1, 1, 4), k=k, scale=1.0)
+
+
+@pytest.mark.usefixtures("each_language")
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), size=st.integers(1, 200), values=st.sampled_from([2, 5, 10**6]))
+def test_the_largest_of_each_row_are_those_a_sort_puts_first(seed: int, size: int, values: int) -> None:
+    """Numbers of both signs, many of them equal."""
+    rng = np.random.default_rng(seed)
+    x = (rng.integers(0, values, (3, size)) - values // 2).astype(np.float32) / 7
+    k = int(rng.integers(1, size + 1))
+    found = pq.largest(torch.from_numpy(x), k).numpy()
+    assert all(len(set(row)) == k for row in found)
+    np.testing.assert_array_equal(np.sort(np.take_along_axis(x, found, 1), 1), np.sort(x, 1)[:, size - k:])
 
 
 def test_too_many_joint_codes_are_refused_with_a_hint() -> None:

@@ -32,12 +32,14 @@ static void expand(float *joint, const float *power, int64_t filled, int64_t clu
     }
 }
 
-/* Tokens of the codes whose share has at least these bits. */
+/* Tokens of the codes whose share has at least these bits; without counts each code has one. */
 INLINE int64_t held(const uint32_t *shares, const int32_t *counts, int64_t codes, uint32_t least)
 {
     u16 total = {0};
-    for (int64_t j = 0; j < codes; j += LANES)
-        total += *(const u16 *)(counts + j) & (u16)(*(const u16 *)(shares + j) >= least);
+    for (int64_t j = 0; j < codes; j += LANES) {
+        u16 taken = (u16)(*(const u16 *)(shares + j) >= least);
+        total += counts ? taken & *(const u16 *)(counts + j) : taken & 1u;
+    }
     int64_t found = 0;
     for (int lane = 0; lane < LANES; lane++)
         found += total[lane];
@@ -45,7 +47,7 @@ INLINE int64_t held(const uint32_t *shares, const int32_t *counts, int64_t codes
 }
 
 /* The largest bits such that codes with at least these have `wanted` tokens or more. */
-static uint32_t least_taken(const uint32_t *shares, const int32_t *counts, int64_t codes, int64_t wanted)
+INLINE uint32_t least_taken(const uint32_t *shares, const int32_t *counts, int64_t codes, int64_t wanted)
 {
     u16 highest = {0};
     for (int64_t j = 0; j < codes; j += LANES) {
@@ -121,5 +123,30 @@ void joint_search(const float *powers, const int32_t *first, const int32_t *toke
                 memcpy(out + filled, row + its[j], count * sizeof *out);
                 filled += count;
             }
+    }
+}
+
+/* Places of the `wanted` largest of each row, in order of place; of equal values the earliest are taken.
+
+   memory: `size` rounded up to a multiple of 16 numbers of 4 bytes. */
+void largest(const float *values, int64_t rows, int64_t size, int64_t wanted, uint32_t *memory, int32_t *chosen)
+{
+    int64_t padded = (size + LANES - 1) / LANES * LANES;
+    memset(memory + size, 0, (padded - size) * sizeof *memory);
+    for (int64_t row = 0; row < rows; row++) {
+        const uint32_t *bits = (const uint32_t *)(values + row * size);
+        for (int64_t i = 0; i < size; i++) /* bits of floats in order, also below zero */
+            memory[i] = bits[i] ^ ((uint32_t)((int32_t)bits[i] >> 31) | 0x80000000u);
+        uint32_t least = least_taken(memory, 0, padded, wanted);
+        int64_t equal = wanted, found = 0;
+        for (int64_t i = 0; i < size; i++)
+            equal -= memory[i] > least;
+        int32_t *out = chosen + row * wanted;
+        for (int64_t i = 0; i < size && found < wanted; i++) {
+            int taken = (memory[i] > least) | ((memory[i] == least) & (equal > 0));
+            equal -= memory[i] == least;
+            out[found] = (int32_t)i;
+            found += taken;
+        }
     }
 }
