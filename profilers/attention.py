@@ -233,7 +233,7 @@ OPS = (
     Op(name="attention_prefill", about="causal attention of prompts", variants=_SMALL + _HEADS[:1],
        prepare=_prepare_prefill, work=_prefill_work,
        terms=("batch", "batch tokens", "batch tokens tokens"),
-       axes=(GridAxis("batch", (1, 4)), GridAxis("tokens", (16, 128, 512))),
+       axes=(GridAxis("batch", (1, 4)), GridAxis("tokens", (16, 32, 64, 128, 512))),
        on_cuda={"variants": _HEADS[1:], "axes": (GridAxis("batch", (1, 8)), GridAxis("tokens", (128, 1024, 8192)))}),
     Op(name="attention_decode", about="one token over all cached rows", variants=_SMALL + _HEADS,
        prepare=_prepare_decode, work=lambda p: _over_rows(p, p["batch"] * p["context"]),

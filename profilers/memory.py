@@ -19,7 +19,8 @@ from profilers.family import GridAxis, Op, Point, Prepared, Work, drawn
 __all__ = ["OPS", "add", "copy", "drop_cached", "read_file", "write_file"]
 
 _FLOAT_BYTES = 4
-_SIZES = (4096, 65536, 1 << 20, 1 << 24, 1 << 27)
+# From a quarter of a MiB to 4 MiB operands leave the caches of one core, and later that of all.
+_SIZES = (4096, 65536, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 27)
 _GPU_SIZES = {"axes": (GridAxis("bytes", (4096, 1 << 18, 1 << 24, 1 << 28, 1 << 32), step=64),)}
 
 
@@ -105,5 +106,5 @@ OPS = (
     Op(name="disk", about="file written durably, or read past the cache", prepare=_prepare_disk,
        terms=("bytes",),
        variants=({"way": "read"}, {"way": "write"}), devices=("cpu",),
-       axes=(GridAxis("bytes", _SIZES[1:4], step=64),), work=lambda p: Work(0.0, float(p["bytes"]))),
+       axes=(GridAxis("bytes", (65536, 1 << 20, 1 << 24), step=64),), work=lambda p: Work(0.0, float(p["bytes"]))),
 )

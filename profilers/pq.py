@@ -89,8 +89,8 @@ def search_scan(table_NGMC: torch.Tensor, codes_NMS: torch.Tensor, *, k: int, sc
 def largest(x_NS: torch.Tensor, k: int) -> torch.Tensor:
     """(N, K) places of the k largest float32 numbers of each row, none of them not-a-number, in no order.
 
-    torch changes its way where k exceeds a 64th of a row, and both cost more than finding the least number to take by
-    halving the range of its bits (``native/joint.c``), as is done on a CPU.
+    torch changes its way where k exceeds a 64th of a row, and both ways cost more than finding the least number to take
+    by halving the range of its bits (``native/joint.c``), as is done on a CPU.
 
     Raises:
         SpecError: fewer numbers than ``k``, or ``k`` below 1.
@@ -101,7 +101,7 @@ def largest(x_NS: torch.Tensor, k: int) -> torch.Tensor:
     if native is None:
         return x_NS.topk(k, -1, sorted=False).indices
     x = x_NS.contiguous()
-    memory, chosen = torch.empty(s + _LANES, dtype=torch.int32), torch.empty(n, k, dtype=torch.int32)
+    memory, chosen = torch.empty(3 * (s + _LANES), dtype=torch.int32), torch.empty(n, k, dtype=torch.int32)
     native(x.data_ptr(), n, s, k, memory.data_ptr(), chosen.data_ptr())
     return chosen
 

@@ -183,12 +183,12 @@ def test_no_more_tokens_are_selected_than_there_are(k: int) -> None:
 
 @pytest.mark.usefixtures("each_language")
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**31), size=st.integers(1, 200), values=st.sampled_from([2, 5, 10**6]))
+@given(seed=st.integers(0, 2**31), size=st.integers(1, 1500), values=st.sampled_from([2, 5, 10**6]))
 def test_the_largest_of_each_row_are_those_a_sort_puts_first(seed: int, size: int, values: int) -> None:
     """Numbers of both signs, many of them equal."""
     rng = np.random.default_rng(seed)
     x = (rng.integers(0, values, (3, size)) - values // 2).astype(np.float32) / 7
-    k = int(rng.integers(1, size + 1))
+    k = int(rng.integers(1, rng.choice([size, size // 20 + 1]) + 1))
     found = pq.largest(torch.from_numpy(x), k).numpy()
     assert all(len(set(row)) == k for row in found)
     np.testing.assert_array_equal(np.sort(np.take_along_axis(x, found, 1), 1), np.sort(x, 1)[:, size - k:])

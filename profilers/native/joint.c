@@ -126,27 +126,72 @@ void joint_search(const float *powers, const int32_t *first, const int32_t *toke
     }
 }
 
-/* Places of the `wanted` largest of each row, in order of place; of equal values the earliest are taken.
+/* Bits of floats in the order of the floats, also below zero. */
+INLINE uint32_t ordered(uint32_t bits)
+{
+    return bits ^ ((uint32_t)((int32_t)bits >> 31) | 0x80000000u);
+}
 
-   memory: `size` rounded up to a multiple of 16 numbers of 4 bytes. */
+#define BLOCK (LANES * LANES)
+
+/* A number that `wanted` numbers reach at least, from the largest of each group of 16 (a lane of a block's vectors);
+   tops: 16 numbers a block. */
+static uint32_t reached(const uint32_t *bits, int64_t blocks, int64_t wanted, uint32_t *tops)
+{
+    for (int64_t b = 0; b < blocks; b++) {
+        u16 top = {0};
+        for (int64_t i = 0; i < LANES; i++) {
+            u16 its = *(const u16 *)(bits + b * BLOCK + i * LANES);
+            its ^= (u16)((i16)its >> 31) | 0x80000000u;
+            u16 more = (u16)(its > top);
+            top = (its & more) | (top & ~more);
+        }
+        *(u16 *)(tops + b * LANES) = top;
+    }
+    return least_taken(tops, 0, blocks * LANES, wanted);
+}
+
+/* Places of the `wanted` largest numbers of each row, in no order; of equal ones some.
+
+   Only groups of 16 with a number that may be among them are looked into. memory: 3 x (size + 16) numbers of 4
+   bytes. */
 void largest(const float *values, int64_t rows, int64_t size, int64_t wanted, uint32_t *memory, int32_t *chosen)
 {
-    int64_t padded = (size + LANES - 1) / LANES * LANES;
-    memset(memory + size, 0, (padded - size) * sizeof *memory);
+    uint32_t *keys = memory, *tops = memory + 2 * (size + LANES);
+    int32_t *places = (int32_t *)memory + size + LANES;
     for (int64_t row = 0; row < rows; row++) {
         const uint32_t *bits = (const uint32_t *)(values + row * size);
-        for (int64_t i = 0; i < size; i++) /* bits of floats in order, also below zero */
-            memory[i] = bits[i] ^ ((uint32_t)((int32_t)bits[i] >> 31) | 0x80000000u);
-        uint32_t least = least_taken(memory, 0, padded, wanted);
-        int64_t equal = wanted, found = 0;
-        for (int64_t i = 0; i < size; i++)
-            equal -= memory[i] > least;
+        int64_t blocks = size / BLOCK, found = 0, start = 0;
+        uint32_t least = 0;
+        if (wanted <= LANES * blocks) {
+            least = reached(bits, blocks, wanted, tops);
+            for (int64_t group = 0; group < LANES * blocks; group++)
+                if (tops[group] >= least)
+                    for (int64_t i = 0; i < LANES; i++) {
+                        int64_t place = group / LANES * BLOCK + i * LANES + group % LANES;
+                        keys[found] = ordered(bits[place]);
+                        places[found] = (int32_t)place;
+                        found += keys[found] >= least;
+                    }
+            start = blocks * BLOCK;
+        }
+        for (int64_t i = start; i < size; i++) {
+            keys[found] = ordered(bits[i]);
+            places[found] = (int32_t)i;
+            found += keys[found] >= least;
+        }
+        for (int lane = 0; lane < LANES; lane++)
+            keys[found + lane] = 0;
+        least = least_taken(keys, 0, (found + LANES - 1) / LANES * LANES, wanted);
+        int64_t equal = wanted, taken = 0;
+        for (int64_t i = 0; i < found; i++)
+            equal -= keys[i] > least;
         int32_t *out = chosen + row * wanted;
-        for (int64_t i = 0; i < size && found < wanted; i++) {
-            int taken = (memory[i] > least) | ((memory[i] == least) & (equal > 0));
-            equal -= memory[i] == least;
-            out[found] = (int32_t)i;
-            found += taken;
+        for (int64_t i = 0; i < found && taken < wanted; i++) {
+            int its = (keys[i] > least) | ((keys[i] == least) & (equal > 0));
+            equal -= keys[i] == least;
+            out[taken] = places[i];
+            taken += its;
         }
     }
 }
