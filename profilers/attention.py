@@ -4,29 +4,35 @@ out = softmax(q K^T / sqrt(D)) V. Query heads that share a KV head are folded in
 read once and never expanded.
 
 Shape suffixes: B sequences, N KV heads, G query heads a KV head, S cached rows, T prompt tokens, K selected rows,
-D head width. On a CPU two formulations of a decode step trade places between processors: torch's fused attention, and
-plain products K q^T, softmax, weights V. The quicker one is found once a process for each format and shape of head.
+D head width. On a CPU three formulations of a decode step trade places between processors: one pass over the rows in C
+(``native/decode.c``, which also reads selected rows where they are), torch's fused attention, and plain products K q^T,
+softmax, weights V. The quickest one is found once a process for each format, shape of head and number of threads.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
-from profilers.family import GridAxis, Op, Point, Prepared, Work, in_turn
+from profilers.family import GridAxis, Op, Point, Prepared, Work, drawn, in_turn
 from profilers.gemm import DTYPES
 from profilers.gpu import kernels_for
+from profilers.native import library
 from profilers.pq import gather_rows
 
 __all__ = ["OPS", "decode", "decode_selected", "prefill", "verify"]
 
 _TRIAL_ROWS, _TRIALS = 8192, 7
-_DRAWN = 1 << 20
+_LANES = 32
+_THREADED_BYTES = 1 << 18
 
 
 def prefill(q_BHTD: torch.Tensor, k_BNTD: torch.Tensor, v_BNTD: torch.Tensor) -> torch.Tensor:
@@ -41,7 +47,7 @@ def decode(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> 
         return kernels.decode(q_BNGD, k_BNSD, v_BNSD)
     if q_BNGD.device.type != "cpu":
         return _fused(q_BNGD, k_BNSD, v_BNSD)
-    return _quicker(q_BNGD.dtype, q_BNGD.shape[2], q_BNGD.shape[3])(q_BNGD, k_BNSD, v_BNSD)
+    return _way_for(q_BNGD, k_BNSD, v_BNSD)(q_BNGD, k_BNSD, v_BNSD)
 
 
 def _power_of_two(width: int) -> bool:
@@ -62,21 +68,62 @@ def _products(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) 
     return torch.bmm(weights, v_BNSD.reshape(b * n, s, d)).view(b, n, g, d)
 
 
+def _one_pass(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor,
+              selected_NK: torch.Tensor | None = None) -> torch.Tensor:
+    """All rows, or the selected ones of a single sequence, each read once; heads are shared out among torch's threads.
+
+    Keys and values may be views of larger caches, as long as a row's own numbers are next to each other.
+    """
+    b, n, g, d = q_BNGD.shape
+    q = q_BNGD.contiguous()
+    out = torch.empty_like(q)
+    chosen = None if selected_NK is None else selected_NK.to(torch.int32).contiguous()
+    rows = k_BNSD.shape[2] if chosen is None else chosen.shape[1]
+    size = q.element_size()
+    strides = [stride * size for x in (k_BNSD, v_BNSD) for stride in x.stride()[:3]]
+    threads = min(torch.get_num_threads(), b * n) if 2 * b * n * rows * d * size >= _THREADED_BYTES else 1
+    _native()(q.data_ptr(), k_BNSD.data_ptr(), v_BNSD.data_ptr(), 0 if chosen is None else chosen.data_ptr(), *strides,
+              b, n, rows, g, d, size, math.log2(math.e) / d**0.5, threads, out.data_ptr())
+    return out
+
+
 @functools.cache
-def _quicker(dtype: torch.dtype, group: int, head_dim: int) -> Callable[..., torch.Tensor]:
+def _native() -> Any:
+    """The function of ``native/decode.c``, or ``None`` where nothing can be built."""
+    made = library("decode")
+    if made is None:
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    made.decode.argtypes = [pointer] * 4 + [number] * 12 + [ctypes.c_float, number, pointer]
+    made.decode.restype = None
+    return made.decode
+
+
+def _takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether the pass in C knows these formats and widths."""
+    return (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES.values() and q.shape[-1] % _LANES == 0
+            and k.shape[-2] > 0 and k.stride(-1) == v.stride(-1) == 1 and _native() is not None)
+
+
+def _way_for(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> Callable[..., torch.Tensor]:
+    ways = (_one_pass, _fused, _products) if _takes(q_BNGD, k_BNSD, v_BNSD) else (_fused, _products)
+    return _quickest(ways, q_BNGD.dtype, *q_BNGD.shape[2:], torch.get_num_threads())
+
+
+@functools.cache
+def _quickest(ways: tuple[Callable[..., torch.Tensor], ...], dtype: torch.dtype, group: int, head_dim: int,
+              threads: int) -> Callable[..., torch.Tensor]:
     """The formulation with the least time of interleaved trials over a cache larger than the processor's own.
 
-    Whatever else runs only lengthens a trial, so the least one is the formulation's own.
+    Whatever else runs only lengthens a trial, so the least one is the formulation's own. ``threads`` are torch's.
     """
     q = torch.ones(1, 8, group, head_dim, dtype=dtype)
     k, v = (torch.ones(1, 8, _TRIAL_ROWS, head_dim, dtype=dtype) for _ in range(2))
-    ways = (_fused, _products)
     spent: dict[int, list[float]] = {i: [] for i in range(len(ways))}
-    for _ in range(_TRIALS):
-        for i, way in enumerate(ways):
-            start = time.perf_counter()
-            way(q, k, v)
-            spent[i].append(time.perf_counter() - start)
+    for _, i in itertools.product(range(_TRIALS), range(len(ways))):
+        start = time.perf_counter()
+        ways[i](q, k, v)
+        spent[i].append(time.perf_counter() - start)
     return ways[min(spent, key=lambda i: min(spent[i]))]
 
 
@@ -86,6 +133,8 @@ def decode_selected(q_NGD: torch.Tensor, k_NSD: torch.Tensor, v_NSD: torch.Tenso
     kernels = kernels_for(q_NGD, "attention")
     if kernels is not None and _power_of_two(q_NGD.shape[2]):
         return kernels.decode_selected(q_NGD, k_NSD, v_NSD, selected_NK)
+    if q_NGD.device.type == "cpu" and _way_for(q_NGD[None], k_NSD[None], v_NSD[None]) is _one_pass:
+        return _one_pass(q_NGD[None], k_NSD[None], v_NSD[None], selected_NK)[0]
     k, v = gather_rows(k_NSD, selected_NK), gather_rows(v_NSD, selected_NK)
     return decode(q_NGD[None], k[None], v[None])[0]
 
@@ -108,8 +157,7 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype
     if device == "cuda":  # gigabytes of caches are drawn where they are used
         source = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
         return torch.randn(shape, device=device, dtype=DTYPES[dtype], generator=source)
-    drawn = rng.standard_normal(min(_DRAWN, math.prod(shape)), dtype=np.float32)
-    return torch.from_numpy(np.resize(drawn, shape)).to(device, DTYPES[dtype])
+    return torch.from_numpy(drawn(rng, shape)).to(device, DTYPES[dtype])
 
 
 def _prepare_prefill(point: Point, device: str, rng: np.random.Generator) -> Prepared:
@@ -173,28 +221,38 @@ def _over_rows(p: Point, rows: float) -> Work:
     return Work(4.0 * rows * p["heads"] * p["head_dim"], 2.0 * size * rows * p["kv_heads"] * p["head_dim"])
 
 
+def _row_bytes(keys: Point) -> float:
+    return 2.0 * DTYPES[keys["kv_dtype"]].itemsize * keys["kv_heads"] * keys["head_dim"]
+
+
 _HEADS: tuple[dict[str, str | int], ...] = tuple(
     {"heads": 32, "kv_heads": 8, "head_dim": 128, "kv_dtype": dtype} for dtype in ("fp32", "bf16"))
 _SMALL: tuple[dict[str, str | int], ...] = tuple(
     {"heads": 9, "kv_heads": 3, "head_dim": 64, "kv_dtype": dtype} for dtype in ("fp32", "bf16"))
+# Prompts are of any length, and products of whole blocks of 16 rows are up to a third quicker: no knot is such a one.
+_PROMPT = GridAxis("tokens", (15, 37, 75, 151, 513))
 OPS = (
     Op(name="attention_prefill", about="causal attention of prompts", variants=_SMALL + _HEADS[:1],
        prepare=_prepare_prefill, work=_prefill_work,
-       axes=(GridAxis("batch", (1, 4)), GridAxis("tokens", (16, 128, 512))),
+       terms=("batch", "batch tokens", "batch tokens tokens"),
+       axes=(GridAxis("batch", (1, 4)), _PROMPT),
        on_cuda={"variants": _HEADS[1:], "axes": (GridAxis("batch", (1, 8)), GridAxis("tokens", (128, 1024, 8192)))}),
     Op(name="attention_decode", about="one token over all cached rows", variants=_SMALL + _HEADS,
        prepare=_prepare_decode, work=lambda p: _over_rows(p, p["batch"] * p["context"]),
+       terms=("batch", "batch context"), held=(("batch context", _row_bytes),),
        axes=(GridAxis("batch", (1, 4, 16)), GridAxis("context", (64, 512, 4096))),
        on_cuda={"variants": _HEADS[1:],
                 "axes": (GridAxis("batch", (1, 8, 64)), GridAxis("context", (256, 2048, 16384)))}),
     Op(name="attention_verify", about="drafted tokens of one sequence over its cached rows", variants=_SMALL,
        prepare=_prepare_verify,
        work=lambda p: Work(*(x * y for x, y in zip(_over_rows(p, p["context"]), (p["tokens"], 1), strict=True))),
+       terms=("tokens", "context", "tokens context"), held=(("context", _row_bytes),),
        axes=(GridAxis("tokens", (1, 8, 64)), GridAxis("context", (64, 512, 4096))),
        on_cuda={"variants": _HEADS[1:],
                 "axes": (GridAxis("tokens", (1, 8, 64)), GridAxis("context", (256, 2048, 16384)))}),
     Op(name="attention_selected", about="one token over selected rows, gathered", variants=_HEADS[:1],
        prepare=_prepare_selected, work=lambda p: _over_rows(p, p["selected"]),
+       terms=("selected",), held=(("selected", _row_bytes),),
        axes=(GridAxis("context", (4096, 32768)), GridAxis("selected", (64, 512, 4096))),
        on_cuda={"variants": _HEADS[1:],
                 "axes": (GridAxis("context", (32768, 131072)), GridAxis("selected", (64, 1024, 16384)))}),

@@ -14,20 +14,24 @@ import importlib
 import itertools
 import math
 import pkgutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from profilers.harness import GRAPH_CALLS, Timer
-from workbench.costtables import Axis, Scale
+from profilers.harness import GRAPH_CALLS, Timer, last_cache_bytes
+from workbench.costtables import Axis, Scale, Term
 from workbench.errors import SpecError, nearest
 from workbench.study import profiled
 
-__all__ = ["GridAxis", "Op", "Point", "Prepared", "Work", "families", "in_turn", "ops_of"]
+__all__ = ["GridAxis", "Op", "Point", "Prepared", "Work", "drawn", "families", "in_turn", "ops_of"]
 
 _COLD_BYTES = 256 << 20
+_DRAWN = 1 << 20
+# The last cache is shared with others, and is not left behind all at once.
+_OWN_SHARE = 0.5
 
 Point = Mapping[str, Any]
 
@@ -81,6 +85,10 @@ class Op:
     ``finish`` frees what its calls share once a campaign is over; ``lacking`` says why a device cannot run it here;
     ``on_cuda`` replaces axes and variants on GPUs, whose kernels are worth measuring at larger sizes; ``threads`` is
     how many CPUs it may use, 0 for all.
+
+    ``terms`` are what its time is a sum of, beside a launch: products of axes, such as ``"batch context"`` (none:
+    all products). ``held`` are operands that a later call finds in a CPU's last cache as far as they fit: the product
+    of axes that they grow with, and the bytes for each under given keys; beyond the cache each byte costs more.
     """
 
     name: str
@@ -95,14 +103,28 @@ class Op:
     lacking: Callable[[str], str | None] = lambda device: None
     on_cuda: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     threads: int = 1
+    terms: tuple[str, ...] = ()
+    held: tuple[tuple[str, Callable[[Point], float]], ...] = ()
 
     def on(self, device: str) -> Op:
-        """The op with the axes and variants of a device."""
-        return dataclasses.replace(self, **self.on_cuda) if device == "cuda" and self.on_cuda else self
+        """The op with the axes and variants of a device; on a GPU operands are not found in a cache."""
+        return dataclasses.replace(self, **self.on_cuda, held=()) if device == "cuda" else self
 
     def table_axes(self) -> tuple[Axis, ...]:
         """The axes as a profile table has them."""
         return tuple(Axis(a.name, a.scale) for a in self.axes)
+
+    def prior_terms(self, keys: Point) -> tuple[Term, ...]:
+        """The terms of its prior under ``keys``: those it names, and each operand beyond each cache."""
+        cache = last_cache_bytes()
+        beyond = () if cache is None else (Term(self._exponents(product), cache * _OWN_SHARE / bytes_each(keys))
+                                           for product, bytes_each in self.held)
+        return (*(Term(self._exponents(product)) for product in self.terms), *beyond) if self.terms else ()
+
+    def _exponents(self, product: str) -> tuple[int, ...]:
+        powers = Counter(product.split())
+        assert powers.keys() <= {a.name for a in self.axes}, f"{self.name}: {product!r} names no axes of it"
+        return tuple(powers[a.name] for a in self.axes)
 
 
 def in_turn(make: Callable[[], Callable[[], Any]], held_bytes: float, device: str) -> Prepared:
@@ -115,6 +137,11 @@ def in_turn(make: Callable[[], Callable[[], Any]], held_bytes: float, device: st
     copies = 1 if device == "cpu" else min(GRAPH_CALLS, max(1, int(_COLD_BYTES // max(held_bytes, 1.0))))
     calls = itertools.cycle([make() for _ in range(copies)])
     return Prepared(lambda: next(calls)())
+
+
+def drawn(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal float32 numbers; a large array repeats its first million: drawing more would outlast measuring."""
+    return np.resize(rng.standard_normal(min(_DRAWN, math.prod(shape)), dtype=np.float32), shape)
 
 
 def families() -> dict[str, tuple[Op, ...]]:

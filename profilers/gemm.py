@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from profilers.family import GridAxis, Op, Point, Prepared, Work, in_turn
+from profilers.family import GridAxis, Op, Point, Prepared, Work, drawn, in_turn
 
 __all__ = ["OPS", "gemm"]
 
@@ -21,8 +21,8 @@ def gemm(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
 
 def _prepare(point: Point, device: str, rng: np.random.Generator) -> Prepared:
     dtype = DTYPES[point["dtype"]]
-    x = torch.from_numpy(rng.standard_normal((point["m"], point["k"]), dtype=np.float32)).to(device, dtype)
-    weight = torch.from_numpy(rng.standard_normal((point["n"], point["k"]), dtype=np.float32)).to(device, dtype)
+    x = torch.from_numpy(drawn(rng, (point["m"], point["k"]))).to(device, dtype)
+    weight = torch.from_numpy(drawn(rng, (point["n"], point["k"]))).to(device, dtype)
 
     def one() -> Callable[[], torch.Tensor]:
         own = weight.clone()
@@ -38,6 +38,7 @@ def _work(point: Point) -> Work:
 
 OPS = (
     Op(name="gemm", about="linear layer", variants=({"dtype": "fp32"}, {"dtype": "bf16"}), prepare=_prepare, work=_work,
+       terms=("n k m", "n k", "k m", "n m"),
        axes=(GridAxis("n", (64, 512, 4096, 49152), step=16), GridAxis("k", (64, 512, 2048), step=16),
              GridAxis("m", (1, 4, 16, 128))),
        on_cuda={"variants": ({"dtype": "bf16"}, {"dtype": "fp32"}),

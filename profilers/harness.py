@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import statistics
 import time
@@ -27,7 +28,8 @@ from workbench.errors import WorkbenchError
 from workbench.spec import about, spec
 
 __all__ = ["BLOCK_S", "CROWDED", "GRAPH_CALLS", "WATCHED_S", "Conditions", "CpuTimer", "CudaTimer", "Measurement",
-           "Timer", "available_cpus", "bimodal", "fixed_conditions", "measure", "median_interval"]
+           "Timer", "available_cpus", "bimodal", "fixed_conditions", "last_cache_bytes", "measure",
+           "median_interval"]
 
 BLOCK_S = 1e-3
 GRAPH_CALLS = 32
@@ -175,6 +177,20 @@ def available_cpus() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
+@functools.cache
+def last_cache_bytes() -> int | None:
+    """Size of the processor's last cache before memory; ``None`` where the system names none.
+
+    Source: Linux' /sys/devices/system/cpu/cpu0/cache.
+    """
+    found = []
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        with contextlib.suppress(OSError, ValueError):
+            size = (index / "size").read_text().strip()
+            found.append(int(size[:-1]) << {"K": 10, "M": 20, "G": 30}.get(size[-1:], 0))
+    return max(found, default=None)
+
+
 @contextlib.contextmanager
 def fixed_conditions(*, device: str = "cpu", threads: int = 1) -> Iterator[Conditions]:
     """Bind the process to ``threads`` CPUs, set torch's threads and the allocator, and restore the first two on exit.
@@ -240,8 +256,11 @@ def _calls_a_block(kernel: Callable[[], Any], timer: Timer) -> int:
         began = time.monotonic()
         took = timer.block(kernel, calls)
         lasted = time.monotonic() - began
-        if took >= BLOCK_S or lasted >= 10 * BLOCK_S:
-            return calls
+        if lasted >= 10 * BLOCK_S or took >= BLOCK_S:
+            # A block that was held up ends the search too early: the calls it ends with are then far too short.
+            again = time.monotonic()
+            if timer.block(kernel, calls) >= BLOCK_S or time.monotonic() - again >= 10 * BLOCK_S:
+                return calls
         growth = min(16.0, BLOCK_S / max(took, 1e-9), 10 * BLOCK_S / max(lasted, 1e-9))
         calls = max(calls * 2, min(calls * 16, int(calls * growth) + 1))
 

@@ -177,11 +177,11 @@ _LARGER = {"axes": (GridAxis("width", (768, 2048, 6144), step=64), GridAxis("row
 OPS = (
     Op(name="lsh_hash", about="cross-polytope codes of rows", prepare=_prepare_hash, work=_hash_work,
        variants=({"rotation": 32, "hashes": 2}, {"rotation": 32, "hashes": 6}, {"rotation": 8, "hashes": 6}),
-       axes=(_WIDTH, _ROWS), on_cuda=_LARGER),
+       terms=("rows", "width rows", "width"), axes=(_WIDTH, _ROWS), on_cuda=_LARGER),
     Op(name="lsh_bucket", about="unique keys, centroids and residuals", prepare=_prepare_bucket, axes=(_WIDTH, _ROWS),
-       on_cuda=_LARGER,
+       terms=("rows", "width rows"), held=(("width rows", lambda keys: 12.0),), on_cuda=_LARGER,
        work=lambda p: Work(2.0 * p["rows"] * p["width"], 12.0 * p["rows"] * p["width"])),
     Op(name="lsh_restore", about="rows from expert outputs and residuals", prepare=_prepare_restore,
-       axes=(_WIDTH, _ROWS), on_cuda=_LARGER,
+       terms=("rows", "width rows"), held=(("width rows", lambda keys: 9.0),), axes=(_WIDTH, _ROWS), on_cuda=_LARGER,
        work=lambda p: Work(1.0 * p["rows"] * p["width"], 9.0 * p["rows"] * p["width"])),
 )

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from profilers.family import GridAxis, Op, Point, Prepared, Work
+from profilers.family import GridAxis, Op, Point, Prepared, Work, drawn
 
 __all__ = ["OPS", "add", "copy", "drop_cached", "read_file", "write_file"]
 
 _FLOAT_BYTES = 4
-_SIZES = (4096, 65536, 1 << 20, 1 << 24, 1 << 27)
+# From a quarter of a MiB to 4 MiB operands leave the caches of one core, and later that of all.
+_SIZES = (4096, 65536, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 27)
 _GPU_SIZES = {"axes": (GridAxis("bytes", (4096, 1 << 18, 1 << 24, 1 << 28, 1 << 32), step=64),)}
 
 
@@ -54,7 +55,7 @@ def read_file(path: Path, into: memoryview) -> int:
 
 
 def _bytes(point: Point, rng: np.random.Generator) -> NDArray[np.uint8]:
-    return rng.integers(0, 256, int(point["bytes"]), dtype=np.uint8)
+    return np.resize(rng.integers(0, 256, min(1 << 20, int(point["bytes"])), dtype=np.uint8), int(point["bytes"]))
 
 
 def _prepare_copy(point: Point, device: str, rng: np.random.Generator) -> Prepared:
@@ -66,7 +67,7 @@ def _prepare_copy(point: Point, device: str, rng: np.random.Generator) -> Prepar
 
 def _prepare_add(point: Point, device: str, rng: np.random.Generator) -> Prepared:
     count = max(1, int(point["bytes"]) // (3 * _FLOAT_BYTES))
-    x = torch.from_numpy(rng.standard_normal(count, dtype=np.float32)).to(device)
+    x = torch.from_numpy(drawn(rng, (count,))).to(device)
     y, out = x.clone(), torch.empty_like(x)
     return Prepared(lambda: add(out, x, y))
 
@@ -93,14 +94,17 @@ def _prepare_disk(point: Point, device: str, rng: np.random.Generator) -> Prepar
 
 OPS = (
     Op(name="memory_copy", about="copy within one memory", prepare=_prepare_copy,
+       terms=("bytes",), held=(("bytes", lambda keys: 2.0),),
        axes=(GridAxis("bytes", _SIZES, step=64),), on_cuda=_GPU_SIZES, work=lambda p: Work(0.0, 2.0 * p["bytes"])),
     Op(name="elementwise", about="sum of two arrays; bytes are those read and written", prepare=_prepare_add,
+       terms=("bytes",), held=(("bytes", lambda keys: 1.0),),
        axes=(GridAxis("bytes", (768, *_SIZES[1:]), step=96),), on_cuda=_GPU_SIZES,
        work=lambda p: Work(0.0, float(p["bytes"]))),
     Op(name="host_device", about="copy between pinned host memory and the device", prepare=_prepare_host,
        variants=({"way": "to_device"}, {"way": "to_host"}), devices=("cuda",),
        axes=(GridAxis("bytes", _SIZES, step=64),), work=lambda p: Work(0.0, float(p["bytes"]))),
     Op(name="disk", about="file written durably, or read past the cache", prepare=_prepare_disk,
+       terms=("bytes",),
        variants=({"way": "read"}, {"way": "write"}), devices=("cpu",),
-       axes=(GridAxis("bytes", _SIZES[1:4], step=64),), work=lambda p: Work(0.0, float(p["bytes"]))),
+       axes=(GridAxis("bytes", (65536, 1 << 20, 1 << 24), step=64),), work=lambda p: Work(0.0, float(p["bytes"]))),
 )

@@ -13,19 +13,25 @@ J joint codes, K selected. Codes are one byte each.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from profilers.family import GridAxis, Op, Point, Prepared, Work, in_turn
+from profilers.family import GridAxis, Op, Point, Prepared, Work, drawn, in_turn
 from profilers.gpu import kernels_for
+from profilers.native import library
 from workbench.errors import SpecError
 
-__all__ = ["OPS", "Inverted", "assign", "gather_rows", "kmeans", "lookup_table", "scan", "search_scan"]
+__all__ = ["OPS", "Inverted", "assign", "gather_rows", "kmeans", "largest", "lookup_table", "scan",
+           "search_scan"]
 
 _MOST_JOINT_BITS = 16
+_LANES = 16
 
 
 def kmeans(x_SD: torch.Tensor, *, clusters: int, iterations: int, rng: np.random.Generator) -> torch.Tensor:
@@ -77,8 +83,32 @@ def scan(table_NGMC: torch.Tensor, codes_NMS: torch.Tensor) -> torch.Tensor:
 
 def search_scan(table_NGMC: torch.Tensor, codes_NMS: torch.Tensor, *, k: int, scale: float) -> torch.Tensor:
     """(N, K) tokens of the largest summed probabilities, by scoring every token."""
-    shares = torch.softmax(scan(table_NGMC, codes_NMS) * scale, -1).sum(1)
-    return shares.topk(k, -1, sorted=False).indices
+    return largest(torch.softmax(scan(table_NGMC, codes_NMS) * scale, -1).sum(1), k)
+
+
+def largest(x_NS: torch.Tensor, k: int) -> torch.Tensor:
+    """(N, K) places of the k largest float32 numbers of each row, none of them not-a-number, in no order.
+
+    torch changes its way where k exceeds a 64th of a row, and both ways cost more than finding the least number to take
+    by halving the range of its bits (``native/joint.c``), as is done on a CPU.
+
+    Raises:
+        SpecError: fewer numbers than ``k``, or ``k`` below 1.
+    """
+    n, s = x_NS.shape
+    _check_count(k, s)
+    native = _native("largest") if x_NS.device.type == "cpu" and x_NS.dtype == torch.float32 else None
+    if native is None:
+        return x_NS.topk(k, -1, sorted=False).indices
+    x = x_NS.contiguous()
+    memory, chosen = torch.empty(3 * (s + _LANES), dtype=torch.int32), torch.empty(n, k, dtype=torch.int32)
+    native(x.data_ptr(), n, s, k, memory.data_ptr(), chosen.data_ptr())
+    return chosen
+
+
+def _check_count(k: int, tokens: int) -> None:
+    if not 1 <= k <= tokens:
+        raise SpecError(f"{k} of {tokens} tokens cannot be selected", allowed=[f"1 to {tokens}"])
 
 
 def gather_rows(rows_NSD: torch.Tensor, selected_NK: torch.Tensor) -> torch.Tensor:
@@ -92,7 +122,7 @@ def gather_rows(rows_NSD: torch.Tensor, selected_NK: torch.Tensor) -> torch.Tens
 class Inverted:
     """Tokens of each KV head in order of joint code; ``first_NJ`` (N, J + 1) says where each code's tokens start.
 
-    Both int64 and on the device of the codes.
+    Both int32 and on the device of the codes.
     """
 
     tokens_NS: torch.Tensor
@@ -115,20 +145,17 @@ class Inverted:
         joint = np.zeros((n, s), dtype=np.uint16)
         for part in codes.transpose(1, 0, 2):
             joint = joint * np.uint16(clusters % 65536) + part
-        first = np.zeros((n, joint_codes + 1), dtype=np.int64)
+        first = np.zeros((n, joint_codes + 1), dtype=np.int32)
         for head in range(n):
             np.cumsum(np.bincount(joint[head], minlength=joint_codes), out=first[head, 1:])
-        tokens = np.argsort(joint, axis=1, kind="stable")
+        tokens = np.argsort(joint, axis=1, kind="stable").astype(np.int32)
         return cls(torch.from_numpy(tokens).to(codes_NMS.device), torch.from_numpy(first).to(codes_NMS.device),
                    clusters)
 
     def shares(self, table_NGMC: torch.Tensor, scale: float) -> torch.Tensor:
         """(N, J) probability of one token of each joint code, summed over the query heads."""
         n, g, m, _ = table_NGMC.shape
-        table = table_NGMC * scale
-        table = table - table.amax(-1, keepdim=True)
-        # exp of a sum is a product: one exponential a table entry instead of one a joint code.
-        powers = table.exp_()
+        powers = _powers(table_NGMC, scale)
         counts = self.first_NJ.diff().float()
         joint = powers[:, :, 0]
         for i in range(1, m):
@@ -137,19 +164,37 @@ class Inverted:
         return torch.bmm(total.reciprocal_().transpose(1, 2), joint).squeeze(1)
 
     def search(self, table_NGMC: torch.Tensor, *, k: int, scale: float) -> torch.Tensor:
-        """(N, K) tokens of the largest summed probabilities; within the last group the earliest tokens."""
+        """(N, K) tokens of the largest summed probabilities, in no order; of the last joint code the earliest tokens.
+
+        Int32. On a CPU one pass in C finds them (``native/joint.c``); the time it takes grows with ``k`` only.
+
+        Raises:
+            SpecError: fewer tokens than ``k``, or ``k`` below 1.
+        """
+        n, s = self.tokens_NS.shape
+        _check_count(k, s)
+        native = _native("joint_search") if table_NGMC.device.type == "cpu" else None
+        if native is not None:
+            _, g, m, c = table_NGMC.shape
+            codes = self.first_NJ.shape[1] - 1
+            powers = _powers(table_NGMC, scale).contiguous()
+            memory = torch.empty(4 * (codes + _LANES))
+            chosen = torch.empty(n, k, dtype=torch.int32)
+            native(powers.data_ptr(), self.first_NJ.data_ptr(), self.tokens_NS.data_ptr(), n, g, m, c, codes, s, k,
+                   memory.data_ptr(), chosen.data_ptr())
+            return chosen
         shares = self.shares(table_NGMC, scale)
         if shares.device.type != "cpu":
             return self._fill_all(shares, k)
-        chosen = np.empty((len(shares), k), dtype=np.int64)
+        chosen = torch.empty(n, k, dtype=torch.int32)
         first, tokens = self.first_NJ.numpy(), self.tokens_NS.numpy()
         for head, share in enumerate(shares.numpy()):
-            chosen[head] = _fill(share, first[head], tokens[head], k)
-        return torch.from_numpy(chosen)
+            chosen.numpy()[head] = _fill(share, first[head], tokens[head], k)
+        return chosen
 
     def _fill_all(self, shares_NJ: torch.Tensor, k: int) -> torch.Tensor:
         """The same rule for all heads at once, without a size that depends on values (no wait for the device)."""
-        sizes = self.first_NJ.diff()
+        sizes = self.first_NJ.long().diff()
         order = torch.where(sizes > 0, shares_NJ, -1.0).argsort(dim=1, descending=True, stable=True)
         taken = sizes.gather(1, order)
         ends = taken.cumsum(1)
@@ -157,6 +202,29 @@ class Inverted:
         group = torch.searchsorted(ends, place, right=True)
         inside = place - (ends - taken).gather(1, group)
         return self.tokens_NS.gather(1, self.first_NJ.gather(1, order.gather(1, group)) + inside)
+
+
+@functools.cache
+def _native(name: str) -> Any:
+    """A function of ``native/joint.c``, or ``None`` where nothing can be built."""
+    made = library("joint")
+    if made is None:
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function = getattr(made, name)
+    function.argtypes = {"joint_search": [pointer] * 3 + [number] * 7 + [pointer] * 2,
+                         "largest": [pointer, *[number] * 3, pointer, pointer]}[name]
+    function.restype = None
+    return function
+
+
+def _powers(table_NGMC: torch.Tensor, scale: float) -> torch.Tensor:
+    """e to the scaled entries, the largest of each sub-space 1.
+
+    The exponential of a sum is a product: one exponential a table entry instead of one a joint code.
+    """
+    table = table_NGMC * scale
+    return table.sub_(table.amax(-1, keepdim=True)).exp_()
 
 
 def _fill(share_J: np.ndarray, first_J: np.ndarray, tokens_S: np.ndarray, k: int) -> np.ndarray:
@@ -180,7 +248,7 @@ def _codes(point: Point, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _prepare_kmeans(point: Point, device: str, rng: np.random.Generator) -> Prepared:
-    x = torch.from_numpy(rng.standard_normal((point["tokens"], point["width"]), dtype=np.float32)).to(device)
+    x = torch.from_numpy(drawn(rng, (point["tokens"], point["width"]))).to(device)
     return Prepared(lambda: kmeans(x, clusters=1 << point["bits"], iterations=1, rng=np.random.default_rng(0)))
 
 
@@ -202,11 +270,11 @@ def _prepare_search(point: Point, device: str, rng: np.random.Generator) -> Prep
 
 def _prepare_topk(point: Point, device: str, rng: np.random.Generator) -> Prepared:
     shares = torch.from_numpy(rng.random((8, point["tokens"]), dtype=np.float32)).to(device)
-    return Prepared(lambda: shares.topk(point["k"], -1, sorted=False))
+    return Prepared(lambda: largest(shares, point["k"]))
 
 
 def _prepare_gather(point: Point, device: str, rng: np.random.Generator) -> Prepared:
-    rows = torch.from_numpy(rng.standard_normal((8, point["tokens"], 128), dtype=np.float32)).to(device)
+    rows = torch.from_numpy(drawn(rng, (8, point["tokens"], 128))).to(device)
     chosen = torch.from_numpy(rng.integers(0, point["tokens"], (8, point["k"]))).to(device)
 
     def one() -> Callable[[], torch.Tensor]:
@@ -225,18 +293,20 @@ _TOKENS = GridAxis("tokens", (2048, 8192, 32768))
 _SHAPE = {"kv_heads": 8, "group": 4, "subspaces": 2, "bits": 6}
 OPS = (
     Op(name="pq_kmeans", about="one Lloyd iteration for one head and sub-space", prepare=_prepare_kmeans,
-       variants=({"bits": 6}, {"bits": 8}), axes=(GridAxis("width", (32, 64), step=8), _TOKENS),
+       variants=({"bits": 6}, {"bits": 8}), terms=("tokens", "width tokens"),
+       axes=(GridAxis("width", (32, 64), step=8), _TOKENS),
        work=lambda p: Work(2.0 * p["tokens"] * p["width"] * (1 << p["bits"]), 8.0 * p["tokens"] * p["width"])),
     Op(name="pq_scan", about="scores of all tokens by table look-up", variants=(_SHAPE,), axes=(_TOKENS,),
-       prepare=_prepare_scan, work=_scan_work),
+       terms=("tokens",), prepare=_prepare_scan, work=_scan_work),
     Op(name="pq_search", about="the best 5 % of the tokens by joint code", variants=(_SHAPE,),
-       prepare=_prepare_search, axes=(GridAxis("tokens", (8192, 32768, 131072)),),
+       prepare=_prepare_search, terms=("tokens",), axes=(GridAxis("tokens", (8192, 32768, 131072)),),
        work=lambda p: Work(2.0 * p["kv_heads"] * p["group"] * (1 << p["bits"] * p["subspaces"]),
                            8.0 * p["kv_heads"] * (1 << p["bits"] * p["subspaces"]))),
-    Op(name="pq_topk", about="k largest of each of 8 rows", prepare=_prepare_topk,
+    Op(name="pq_topk", about="k largest of each of 8 rows", prepare=_prepare_topk, terms=("tokens", "k"),
        axes=(GridAxis("tokens", (2048, 8192, 32768)), GridAxis("k", (32, 128, 512))),
        work=lambda p: Work(0.0, 32.0 * p["tokens"])),
     Op(name="gather_rows", about="k rows of 128 floats for each of 8 heads", prepare=_prepare_gather,
+       terms=("k",), held=(("k", lambda keys: 8.0 * 128 * 8),),
        axes=(GridAxis("tokens", (2048, 32768)), GridAxis("k", (32, 512, 2048))),
        work=lambda p: Work(0.0, 8.0 * p["k"] * 128 * 8)),
 )

@@ -38,6 +38,7 @@ class Series:
 
     def __init__(self, op: Op, keys: Mapping[str, str | int]) -> None:
         self.op, self.keys = op, dict(keys)
+        self._terms = op.prior_terms(self.keys)
         self.points: dict[At, Measurement] = {}
         self._visits: dict[At, list[Measurement]] = defaultdict(list)
         self.grid = dict(_by_level([a.start for a in op.axes]))
@@ -103,30 +104,37 @@ class Series:
     def errors(self) -> Floats:
         """Relative errors of the table at each point when all points with its value of one axis are left out."""
         whole = self.table("any", Provenance(id="", origin="", device="any"))
-        return np.concatenate([held_out_errors(whole, axis.name) for axis in self.op.axes])
+        return np.concatenate([held_out_errors(whole, axis.name, self._fit) for axis in self.op.axes])
 
     def prior(self) -> Prior | None:
-        """The shape to interpolate around; absent where it would make predictions of left-out points worse."""
+        """The shape to interpolate around; absent where it would make predictions of left-out points worse.
+
+        As long as no axis has three values, nothing can be left out, and what the op says of its shape is believed.
+        """
         self._prior, self._shape = None, {}
         if self.op.times != "log":
             return None
         points, seconds = self._arrays()
-        found = Prior.fit(points, seconds)
+        found = self._fit(points, seconds)
         if found is None:
             return None
         straight = self._mean_error()
         self._shape = dict(zip(self.points, found.seconds(points).tolist(), strict=True))
-        if self._mean_error() < straight:
+        if self._mean_error() < straight or (straight == math.inf and self._terms):
             self._prior = found
         else:
             self._shape = {}
         return self._prior
 
+    def _fit(self, points: Floats, seconds: Floats) -> Prior | None:
+        return Prior.fit(points, seconds, self._terms)
+
     def _mean_error(self) -> float:
-        return float(np.mean([abs(e) for _, _, _, errors in self._left_out() for e, _ in errors] or [0.0]))
+        """Mean error of points left out of their lines; infinite where no line has three."""
+        return float(np.mean([abs(e) for _, _, _, errors in self._left_out() for e, _ in errors] or [math.inf]))
 
     def _arrays(self) -> tuple[Floats, Floats]:
-        return (np.array(list(self.points), dtype=float).reshape(len(self.points), -1),
+        return (np.array(list(self.points), dtype=float).reshape(len(self.points), len(self.op.axes)),
                 np.array([m.median_s for m in self.points.values()]))
 
     def worst_gap(self) -> tuple[float, list[At]]:

@@ -27,6 +27,7 @@ from workbench.costs import (
     open_costs,
     sweep,
 )
+from workbench.costtables import Term
 from workbench.errors import MissingProfile, SpecError, TraceError
 
 HERE = Provenance(id="test", origin="this test", device="d")
@@ -326,6 +327,26 @@ def test_a_prior_survives_the_disk_and_needs_log_times(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="log scale"):
         dataclasses.replace(t, times="linear")
     assert Prior.fit(np.array([[1.0], [2.0]]), np.array([1.0, 2.0])) is None, "two points fix a line, and no error"
+
+
+def test_what_is_beyond_a_cache_is_a_term_with_a_threshold(tmp_path: Path) -> None:
+    """2 ns a byte and 5 more behind 3000: exact between knots that do not know where the kink is, one by one too."""
+    xs = np.array([100.0, 1000.0, 2000.0, 5000.0, 20000.0])
+
+    def truth(x: np.ndarray) -> np.ndarray:
+        return 1e-6 + 2e-9 * x + 5e-9 * np.maximum(x - 3000, 0)
+
+    prior = Prior.fit(xs[:, None], truth(xs), [Term((1,)), Term((1,), 3000.0)])
+    t = dataclasses.replace(with_prior(xs, truth(xs)), prior=prior)
+    asked = np.geomspace(100, 60000, 400)
+    np.testing.assert_allclose(t.many(asked)[0], truth(asked), rtol=1e-6)
+    np.testing.assert_allclose([t.at(x).seconds for x in asked], truth(asked), rtol=1e-6)
+    save_tables(tmp_path, [t])
+    assert load_tables(tmp_path)[0].prior == prior
+    assert np.abs(held_out_errors(t, "x", lambda p, s: Prior.fit(p, s, [Term((1,)), Term((1,), 3000.0)]))).max() < 1e-6
+    assert prior is not None
+    with pytest.raises(TraceError, match="threshold"):
+        dataclasses.replace(t, prior=dataclasses.replace(prior, thresholds=(0.0,)))
 
 
 def test_the_error_behind_a_plan_is_weighed_by_seconds_and_unknown_as_soon_as_one_answer_is() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the kernels need torch: pip install 'planner-workbench[run]'")
 
-from profilers import attention, lsh, pq  # noqa: E402
+from profilers import attention, lsh, native, pq  # noqa: E402
 from workbench.errors import SpecError  # noqa: E402
 
 
@@ -22,23 +25,73 @@ def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True) @ v.astype(float)
 
 
-@pytest.mark.parametrize("way", [attention.decode, attention._fused, attention._products])
-def test_decode_equals_the_definition_in_every_formulation(way: object) -> None:
+needs_one_pass = pytest.mark.skipif(attention._native() is None, reason="no C compiler here")
+
+
+@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize("way", [attention.decode, attention._fused, attention._products,
+                                 pytest.param(attention._one_pass, marks=needs_one_pass)])
+def test_decode_equals_the_definition_in_every_formulation(way: object, width: int) -> None:
+    if way is attention._one_pass and width % 32:
+        pytest.skip("the pass in C takes widths that are multiples of 32")
     rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 4, 16), (2, 3, 50, 16), (2, 3, 50, 16)))
+    q, k, v = (rng.standard_normal((2, 3, n, width)).astype(np.float32) for n in (4, 50, 50))
     found = way(*map(torch.from_numpy, (q, k, v))).numpy()  # type: ignore[operator]
     for b in range(2):
         for n in range(3):
             np.testing.assert_allclose(found[b, n], plain_attention(q[b, n], k[b, n], v[b, n]), atol=1e-5)
 
 
-def test_decode_over_selected_rows_equals_the_definition_on_those_rows() -> None:
+@needs_one_pass
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), group=st.integers(1, 9), width=st.sampled_from([32, 64, 96, 128]),
+       rows=st.sampled_from([1, 2, 3, 5, 63, 64, 65, 129, 200]), large=st.sampled_from([1.0, 30.0]),
+       dtype=st.sampled_from([torch.float32, torch.bfloat16]), threads=st.sampled_from([1, 2]))
+def test_one_pass_over_views_of_larger_caches_equals_the_definition(seed: int, group: int, width: int, rows: int,
+                                                                    large: float, dtype: torch.dtype,
+                                                                    threads: int) -> None:
+    """Any number of queries and rows, scores far apart, keys and values with gaps between heads and rows."""
+    rng = np.random.default_rng(seed)
+    q = torch.from_numpy(large * rng.standard_normal((2, 2, group, width), dtype=np.float32)).to(dtype)
+    cache = torch.from_numpy(rng.standard_normal((2, 2, rows + 3, 2, width), dtype=np.float32)).to(dtype)
+    k, v = cache[:, :, 2:rows + 2, 0], cache[:, :, 1:rows + 1, 1]
+    before = torch.get_num_threads(), attention._THREADED_BYTES
+    torch.set_num_threads(threads)
+    attention._THREADED_BYTES = 1
+    try:
+        found = attention._one_pass(q, k, v).float().numpy()
+    finally:
+        torch.set_num_threads(before[0])
+        attention._THREADED_BYTES = before[1]
+    error = {"rtol": 2e-5, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-4}
+    for b in range(2):
+        for n in range(2):
+            np.testing.assert_allclose(found[b, n], plain_attention(*(x[b, n].float().numpy() for x in (q, k, v))),
+                                       **error)
+
+
+@needs_one_pass
+def test_one_pass_gives_not_a_number_where_a_key_is_none() -> None:
+    q, k, v = (torch.ones(1, 2, n, 32) for n in (3, 80, 80))
+    k[0, 1, 70, 5] = float("nan")
+    found = attention._one_pass(q, k, v)
+    assert (found[0, 0] == 1).all()
+    assert found[0, 1].isnan().all()
+
+
+@pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_decode_over_selected_rows_equals_the_definition_on_those_rows(width: int, index: torch.dtype) -> None:
     rng = np.random.default_rng(1)
-    q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((3, 4, 16), (3, 60, 16), (3, 60, 16)))
-    chosen = np.stack([rng.permutation(60)[:7] for _ in range(3)])
-    found = attention.decode_selected(*map(torch.from_numpy, (q, k, v, chosen))).numpy()
-    for n in range(3):
-        np.testing.assert_allclose(found[n], plain_attention(q[n], k[n, chosen[n]], v[n, chosen[n]]), atol=1e-5)
+    q, k, v = (rng.standard_normal((3, n, width)).astype(np.float32) for n in (4, 200, 200))
+    chosen = np.stack([rng.permutation(200)[:67] for _ in range(3)])
+    given = (*map(torch.from_numpy, (q, k, v)), torch.from_numpy(chosen).to(index))
+    ways = [attention.decode_selected(*given)]
+    if width % 32 == 0 and attention._native() is not None:
+        ways.append(attention._one_pass(*(x[None] for x in given[:3]), given[3])[0])
+    for found, n in itertools.product(ways, range(3)):
+        np.testing.assert_allclose(found[n].numpy(), plain_attention(q[n], k[n, chosen[n]], v[n, chosen[n]]),
+                                   atol=1e-5)
 
 
 def test_prefill_with_shared_kv_heads_is_causal_attention_of_each_query_head() -> None:
@@ -67,6 +120,26 @@ def test_drafted_tokens_see_their_past_their_ancestors_and_themselves() -> None:
                                        atol=1e-5)
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler here")
+@pytest.mark.parametrize("source", sorted(Path(native.__file__).parent.glob("*.c")), ids=lambda path: path.stem)
+def test_every_source_compiles_where_there_is_a_compiler(source: Path) -> None:
+    """Callers do without a library that cannot be built, and would never say so."""
+    assert native.library(source.stem) is not None
+
+
+@pytest.fixture(params=["C", "Python"], scope="module")
+def each_language(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The passes in C, and what callers do on a machine without a C compiler."""
+    if request.param == "C" and lsh.library("places") is None:
+        pytest.skip("no C compiler here")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "Python":
+            patch.setattr(lsh, "library", lambda name: None)
+            patch.setattr(pq, "_native", lambda name: None)
+        yield
+
+
+@pytest.mark.usefixtures("each_language")
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), m=st.integers(1, 3), bits=st.integers(1, 4), s=st.integers(1, 300),
        g=st.integers(1, 4))
@@ -89,6 +162,36 @@ def test_bucket_search_selects_tokens_with_the_scores_of_brute_force(seed: int, 
         assert all(len(set(row)) == k for row in found)
         got = np.sort(np.take_along_axis(shares, found, 1), 1)[:, ::-1]
         np.testing.assert_allclose(got, best, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("each_language")
+def test_of_the_last_joint_code_the_earliest_tokens_are_selected() -> None:
+    codes = torch.tensor([[[2, 1, 2, 0, 1, 2, 1, 2]]], dtype=torch.uint8)
+    groups = pq.Inverted.of(codes, 4)
+    table = torch.tensor([[[[0.0, 2.0, 1.0, 9.0]]]])
+    for k, best in ((2, {1, 4}), (3, {1, 4, 6}), (5, {1, 4, 6, 0, 2}), (8, set(range(8)))):
+        assert set(groups.search(table, k=k, scale=1.0)[0].tolist()) == best
+
+
+@pytest.mark.usefixtures("each_language")
+@pytest.mark.parametrize("k", [0, 9])
+def test_no_more_tokens_are_selected_than_there_are(k: int) -> None:
+    groups = pq.Inverted.of(torch.zeros(1, 1, 8, dtype=torch.uint8), 4)
+    with pytest.raises(SpecError, match=f"{k} of 8 tokens"):
+        groups.search(torch.zeros(1, 1, 1, 4), k=k, scale=1.0)
+
+
+@pytest.mark.usefixtures("each_language")
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), size=st.integers(1, 1500), values=st.sampled_from([2, 5, 10**6]))
+def test_the_largest_of_each_row_are_those_a_sort_puts_first(seed: int, size: int, values: int) -> None:
+    """Numbers of both signs, many of them equal."""
+    rng = np.random.default_rng(seed)
+    x = (rng.integers(0, values, (3, size)) - values // 2).astype(np.float32) / 7
+    k = int(rng.integers(1, rng.choice([size, size // 20 + 1]) + 1))
+    found = pq.largest(torch.from_numpy(x), k).numpy()
+    assert all(len(set(row)) == k for row in found)
+    np.testing.assert_array_equal(np.sort(np.take_along_axis(x, found, 1), 1), np.sort(x, 1)[:, size - k:])
 
 
 def test_too_many_joint_codes_are_refused_with_a_hint() -> None:
@@ -129,16 +232,7 @@ def plain_codes(x: np.ndarray, spun: np.ndarray, hashes: int) -> np.ndarray:
     return place + y.shape[-1] * (np.take_along_axis(y, place[..., None], -1)[..., 0] < 0)
 
 
-@pytest.fixture(params=["C", "numpy"])
-def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Codes by the pass in C, and as on a machine without a C compiler."""
-    if request.param == "numpy":
-        monkeypatch.setattr(lsh, "library", lambda name: None)
-    elif lsh.library("places") is None:
-        pytest.skip("no C compiler here")
-
-
-@pytest.mark.usefixtures("each_way")
+@pytest.mark.usefixtures("each_language")
 @pytest.mark.parametrize("rotation", [4, 8, 16, 32, 64, 100, 128])
 def test_codes_are_the_signed_place_of_the_largest_coordinate(rotation: int) -> None:
     rng = np.random.default_rng(6)
@@ -147,7 +241,7 @@ def test_codes_are_the_signed_place_of_the_largest_coordinate(rotation: int) -> 
     np.testing.assert_array_equal(lsh.codes(torch.from_numpy(x), spun, 3).numpy(), plain_codes(x, spun.numpy(), 3))
 
 
-@pytest.mark.usefixtures("each_way")
+@pytest.mark.usefixtures("each_language")
 @pytest.mark.parametrize("width", [8, 16, 32, 64, 12])
 def test_ties_take_the_lowest_index_and_rows_of_zeros_get_code_zero(width: int) -> None:
     x = torch.zeros(3, width)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ import pytest
 pytest.importorskip("torch", reason="the profilers need torch: pip install 'planner-workbench[run]'")
 
 from profilers import campaign as campaign_module
+from profilers import collectives
+from profilers import family as family_module
 from profilers.campaign import Campaign
 from profilers.family import GridAxis, Op, Prepared, Work, families, ops_of
 from profilers.harness import CudaTimer, Measurement
@@ -21,6 +25,7 @@ from profilers.journal import Journal
 from profilers.series import Series, agreed
 from workbench.costfiles import load_tables
 from workbench.costs import Provenance, held_out_errors, open_costs
+from workbench.costtables import Term
 from workbench.errors import SpecError
 
 
@@ -195,6 +200,41 @@ def test_a_prior_is_taken_where_it_predicts_left_out_points_better(tmp_path: Pat
     assert max(abs(steps.errors())) < 1e-9
 
 
+def test_a_grid_of_corners_believes_what_the_op_says_of_its_shape(tmp_path: Path) -> None:
+    """Nothing can be left out of two values an axis; straight lines would be 60 % off in the middle."""
+    journal = Journal(tmp_path / "journal.jsonl", "c")
+    axes = tuple(GridAxis(name, (1, 16)) for name in "xyz")
+
+    def truth(x: float, y: float, z: float) -> float:
+        return 1e-6 * (3 + x * x * y + 2 * y * z)
+
+    for terms, known in (((), False), (("x x y", "y z", "x z"), True)):
+        series = Series(scripted(lambda p: 1.0, axes=axes, terms=terms), {"terms": str(known)})
+        for at in itertools.product((1, 16), repeat=3):
+            series.add(at, steady(truth(*at)), journal)
+        assert (series.prior() is not None) == known
+        off = series.table("cpu", Provenance(id="i", origin="o", device="cpu")).at(4, 4, 4).seconds / truth(4, 4, 4) - 1
+        assert abs(off) < 1e-6 if known else off > 0.5
+
+
+def test_operands_beyond_the_cache_are_terms_on_a_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(family_module, "last_cache_bytes", lambda: 1 << 20)
+    op = scripted(lambda p: 1.0, terms=("x",), held=(("x", lambda keys: 4.0 * keys["heads"]),))
+    assert op.on("cpu").prior_terms({"heads": 8}) == (Term((1,)), Term((1,), (1 << 19) / 32))
+    assert op.on("cuda").prior_terms({"heads": 8}) == (Term((1,)),)
+    monkeypatch.setattr(family_module, "last_cache_bytes", lambda: None)
+    assert op.on("cpu").prior_terms({"heads": 8}) == (Term((1,)),)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_terms_of_every_op_are_products_of_its_axes(device: str) -> None:
+    for _, op in ops_of([], device):
+        for keys in op.variants:
+            terms = op.prior_terms(keys)
+            assert len(set(terms)) == len(terms)
+            assert all(len(term.exponents) == len(op.axes) and any(term.exponents) for term in terms)
+
+
 def test_gaps_that_noise_explains_are_not_split(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl", "c")
     for half_width, splits in ((0.0, True), (0.1, False)):
@@ -239,6 +279,32 @@ def test_a_kernel_that_fails_at_a_point_costs_only_that_point(on_op: Any, tmp_pa
     campaign.run(30.0, said.append)
     assert load_tables(tmp_path)[0].knots("x") == [1.0, 256.0]
     assert sum("cannot be measured: scripted() at (16,): ValueError: too narrow" in line for line in said) == 1
+
+
+def test_a_kernel_that_never_runs_costs_the_others_nothing(on_op: Any, tmp_path: Path) -> None:
+    def fails(point: Any) -> float:
+        raise ValueError("never")
+
+    ops = [scripted(formula, name=name, variants=({"kind": name},))
+           for name, formula in (("fails", fails), ("runs", lambda point: 1e-3 * point["x"]))]
+    assert [row["table"] for row in on_op(*ops, folder=tmp_path).run(30.0, silent)] == ["runs(kind=runs)"]
+
+
+def test_a_collective_counts_without_the_calls_that_waited_for_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call in five takes 4 ms more; a block is as long as its calls' lower quartile says."""
+    clock = [0.0]
+    calls = itertools.count()
+    told: list[int] = []
+
+    def call() -> None:
+        clock[0] += 2e-4 + (4e-3 if next(calls) % 5 == 2 else 0.0)
+
+    monkeypatch.setattr(collectives.time, "perf_counter", lambda: clock[0])
+    pipe: Any = SimpleNamespace(send=told.append)
+    timer = collectives._GroupTimer([pipe], (), 1, "cpu")
+    assert timer.block(call, 20) / 20 == pytest.approx(2e-4)
+    assert timer.block(call, 1) == pytest.approx(2e-4)
+    assert told == [21, 5], "one call that is not timed, and four at least that are"
 
 
 def test_families_are_found_and_unknown_names_get_the_nearest() -> None:

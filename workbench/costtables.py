@@ -7,7 +7,8 @@ downhill); below its first point the first value stays. Both are flagged as extr
 A table may have a ``Prior``: t0(x) = sum_j c_j prod_i x_i^e_ij with c_j >= 0, a fixed launch cost plus terms for bytes
 and operations (alpha-beta for messages, the sum form of a roofline for kernels). Then what is interpolated is
 log(t / t0), and the answer is held within the range of its cell's corners; outside the knots the nearest ratio stays
-and t0 goes on. On one axis monotone data still give monotone answers, because log t0 is convex in log x.
+and t0 goes on. On one axis monotone data still give monotone answers, because log t0 is convex in log x (unless a term
+has a threshold: behind it t0 may bend down again).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
@@ -28,7 +29,7 @@ from workbench.errors import SpecError, TraceError
 from workbench.spec import about, spec
 
 __all__ = ["RANK", "SOURCES", "Axis", "Cost", "Floats", "Key", "Prior", "ProfileTable", "Provenance", "Ranks",
-           "Scale", "Source", "held_out_errors", "weaker"]
+           "Scale", "Source", "Term", "held_out_errors", "weaker"]
 
 Source = Literal["measured", "interpolated", "extrapolated", "analytic"]
 SOURCES: tuple[Source, ...] = ("measured", "interpolated", "extrapolated", "analytic")
@@ -85,40 +86,62 @@ class Axis(NamedTuple):
     scale: Scale = "linear"
 
 
+class Term(NamedTuple):
+    """One term of a prior: a product of powers of the axes, of which the first ``threshold`` cost nothing."""
+
+    exponents: tuple[int, ...]
+    threshold: float = 0.0
+
+
 @spec
 class Prior:
-    """The shape a kernel's time has before it is looked at closely: a sum of non-negative power terms of the axes."""
+    """The shape a kernel's time has before it is looked at closely: a sum of non-negative power terms of the axes.
+
+    A term counts from its threshold on: what an operand takes beyond a cache, and nothing before.
+    """
 
     exponents: tuple[tuple[Annotated[int, Ge(0)], ...], ...] = about(
         "Exponents of each term, one per axis, outermost first.")
     coefficients: tuple[float, ...] = about("Seconds of each term where all axes are 1; the constant is a launch.")
+    thresholds: tuple[float, ...] = about("What is subtracted from each term, as far as it goes; none: nothing.",
+                                          default=())
 
     def seconds(self, points: Floats) -> Floats:
         """t0 at (rows, axes) points."""
-        terms = np.prod(points[:, None, :] ** np.array(self.exponents, dtype=float)[None], axis=2)
+        terms = _values(points, np.array(self.exponents, dtype=float), np.array(self.thresholds or 0.0))
         return np.asarray(terms @ np.array(self.coefficients))
 
     @classmethod
-    def fit(cls, points: Floats, seconds: Floats) -> Prior | None:
-        """The least squares fit of relative errors over terms with exponents 0 or 1 (the last axis: 0 to 2).
+    def fit(cls, points: Floats, seconds: Floats, terms: Sequence[Term] = ()) -> Prior | None:
+        """The least squares fit of relative errors over a constant and ``terms``.
 
-        ``None`` when there are fewer rows than axes and two more. The constant is at least a thousandth of the least
-        time, so that t0 is positive everywhere.
+        Without terms: those with exponents 0 or 1 (the last axis: 0 to 2). ``None`` when there are fewer rows than
+        axes and two more. The constant is at least a thousandth of the least time, so that t0 is positive everywhere.
         """
         from scipy.optimize import nnls
 
         axes = points.shape[1]
         if not axes or len(points) < axes + 2:
             return None
-        exponents = np.array(list(itertools.product(*[(0, 1)] * (axes - 1), (0, 1, 2))), dtype=float)
-        terms = np.prod(points[:, None, :] ** exponents[None], axis=2) / seconds[:, None]
-        scale = terms.max(axis=0)
-        found, _ = nnls(terms / scale, np.ones(len(points)))
+        tried = [Term((0,) * axes), *terms] if terms else [
+            Term(e) for e in itertools.product(*[(0, 1)] * (axes - 1), (0, 1, 2))]
+        thresholds = np.array([term.threshold for term in tried])
+        values = _values(points, np.array([term.exponents for term in tried], dtype=float), thresholds)
+        values /= seconds[:, None]
+        scale = values.max(axis=0)
+        scale[scale == 0] = 1.0
+        found, _ = nnls(values / scale, np.ones(len(points)))
         found /= scale
         found[0] = max(found[0], seconds.min() / 1000)
         kept = np.flatnonzero(found)
-        return cls(exponents=tuple(tuple(int(e) for e in exponents[j]) for j in kept),
-                   coefficients=tuple(float(found[j]) for j in kept))
+        return cls(exponents=tuple(tried[j].exponents for j in kept), coefficients=tuple(found[kept].tolist()),
+                   thresholds=tuple(thresholds[kept].tolist()) if thresholds[kept].any() else ())
+
+
+def _values(points: Floats, exponents: Floats, thresholds: Floats) -> Floats:
+    """(rows, terms) products of powers, less their thresholds and at least 0."""
+    products = np.prod(points[:, None, :] ** exponents[None], axis=2)
+    return np.asarray(np.maximum(products - thresholds, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +212,10 @@ def _check_rows(table: ProfileTable, points: Floats, seconds: Floats) -> None:
     if not len(seconds):
         raise TraceError("a profile table needs at least one row", where=where)
     if table.prior is not None and (table.times != "log"
-                                    or {len(e) for e in table.prior.exponents} != {len(table.axes)}):
-        raise TraceError("a prior needs times on a log scale, and an exponent for each axis", where=where)
+                                    or {len(e) for e in table.prior.exponents} != {len(table.axes)}
+                                    or len(table.prior.thresholds) not in (0, len(table.prior.exponents))):
+        raise TraceError("a prior needs times on a log scale, an exponent for each axis, and a threshold for each term "
+                         "or none", where=where)
     bad = ~np.isfinite(points).all(axis=1) | ~np.isfinite(seconds) | (seconds <= 0)
     for column, axis in enumerate(table.axes):
         if axis.scale == "log":
@@ -248,19 +273,22 @@ class _Grid:
             starts = nodes
 
     @cached_property
-    def _terms(self) -> list[tuple[float, list[int]]]:
-        """Coefficient of each term of the prior, and the axes to multiply it with (twice for a square)."""
+    def _terms(self) -> list[tuple[float, float, list[int]]]:
+        """Coefficient and threshold of each term of the prior, and the axes in its product (twice for a square)."""
         assert self.prior is not None
-        return [(c, [i for i, e in enumerate(powers) for _ in range(e)])
-                for c, powers in zip(self.prior.coefficients, self.prior.exponents, strict=True)]
+        prior = self.prior
+        return [(c, threshold, [i for i, e in enumerate(powers) for _ in range(e)])
+                for c, threshold, powers in zip(prior.coefficients, prior.thresholds or itertools.repeat(0.0),
+                                                prior.exponents, strict=False)]
 
     def _prior_at(self, x: Sequence[float]) -> float:
         total = 0.0
-        for coefficient, factors in self._terms:
-            product = coefficient
+        for coefficient, threshold, factors in self._terms:
+            product = 1.0
             for i in factors:
                 product *= x[i]
-            total += product
+            if product > threshold:
+                total += coefficient * (product - threshold)
         return total
 
     @cached_property
@@ -382,8 +410,11 @@ def _last_at_most(axis: Floats, wanted: Floats, low: NDArray[np.intp], high: NDA
     return low - 1
 
 
-def held_out_errors(table: ProfileTable, axis: str) -> Floats:
+def held_out_errors(table: ProfileTable, axis: str, fit: Callable[[Floats, Floats], Prior | None] = Prior.fit
+                    ) -> Floats:
     """Relative errors of predicting each interior value of ``axis`` from a table without it (one per row held out).
+
+    A table with a prior gets a new one from what is left, by ``fit`` of points and seconds.
 
     Raises:
         SpecError: the table has no such axis.
@@ -395,7 +426,7 @@ def held_out_errors(table: ProfileTable, axis: str) -> Floats:
         held = column == value
         points, seconds = table.points[~held], table.seconds[~held]
         rest = replace(table, points=points, seconds=seconds,
-                       prior=None if table.prior is None else Prior.fit(points, seconds))
+                       prior=None if table.prior is None else fit(points, seconds))
         predicted, rank = rest.many(*table.points[held].T)
         known = rank <= RANK["interpolated"]
         errors.append(predicted[known] / table.seconds[held][known] - 1)

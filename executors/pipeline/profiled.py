@@ -19,7 +19,7 @@ from torch import nn
 from executors.pipeline.modules import layer_module
 from executors.pipeline.training import loss_of, optimizer_for
 from planners.pipeline.problem import Layer
-from profilers.family import GridAxis, Op, Point, Prepare, Prepared, Work
+from profilers.family import GridAxis, Op, Point, Prepare, Prepared, Work, drawn
 
 __all__ = ["OPS"]
 
@@ -30,7 +30,7 @@ _COLD_BYTES = 96 << 20
 
 
 def _floats(shape: tuple[int, ...], point: Point, device: str, rng: np.random.Generator) -> torch.Tensor:
-    made = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    made = torch.from_numpy(drawn(rng, shape))
     return made.to(device, DTYPES[point["dtype"]])
 
 
@@ -184,7 +184,8 @@ def _optimizers(keys: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
     return tuple({**k, "optimizer": o} for k in keys for o in ("sgd", "momentum", "adam"))
 
 
-_SAMPLES = GridAxis("samples", (1, 8, 64))
+# One row is a product with a vector; from two rows on libraries repack the matrix first.
+_SAMPLES = GridAxis("samples", (1, 2, 8, 64))
 _BYTES = GridAxis("bytes", (1 << 10, 1 << 16, 1 << 22), step=64)
 _GPU_BYTES = {"axes": (GridAxis("bytes", (1 << 12, 1 << 20, 1 << 28), step=64),), "variants": _GPU}
 _DENSE = (GridAxis("inputs", (64, 512, 2048), step=16), GridAxis("width", (64, 512, 2048), step=16), _SAMPLES)
@@ -200,27 +201,45 @@ _TABLE = (GridAxis("rows", (1 << 10, 1 << 15), step=64), GridAxis("dim", (16, 64
 _GPU_TABLE = (GridAxis("rows", (1 << 15, 1 << 20), step=64), GridAxis("dim", (16, 64), step=16),
               GridAxis("bag", (1, 128)), GridAxis("samples", (1, 1024)))
 
+_DENSE_TERMS = ("inputs width", "inputs width samples", "inputs samples", "width samples")
+_ENCODER_TERMS = ("width width", "width hidden", "tokens samples", "width tokens samples", "hidden tokens samples",
+                  "width width tokens samples", "width hidden tokens samples", "width tokens tokens samples",
+                  "heads tokens tokens samples", "heads samples")
+_BAG_TERMS = ("samples", "bag samples", "dim bag samples")
+
+
+def _float_bytes(times: float) -> Callable[[Point], float]:
+    """Bytes of so many numbers of the table's format."""
+    return lambda keys: times * DTYPES[keys["dtype"]].itemsize
+
+
+_TWICE = (("bytes", lambda keys: 2.0),)
 OPS = (
     Op(name="dense_forward", about="linear layer and tanh", variants=_CPU, prepare=_dense("forward"), axes=_DENSE,
-       work=_dense_work(1), on_cuda={"axes": _GPU_DENSE, "variants": _GPU}),
+       work=_dense_work(1), terms=_DENSE_TERMS, held=(("inputs width", _float_bytes(1)),),
+       on_cuda={"axes": _GPU_DENSE, "variants": _GPU}),
     Op(name="dense_backward", about="its backward", variants=_with_gradients(_CPU), prepare=_dense("backward"),
-       axes=_DENSE, work=_dense_work(2), on_cuda={"axes": _GPU_DENSE, "variants": _with_gradients(_GPU)}),
+       axes=_DENSE, work=_dense_work(2), terms=_DENSE_TERMS, held=(("inputs width", _float_bytes(3)),),
+       on_cuda={"axes": _GPU_DENSE, "variants": _with_gradients(_GPU)}),
     Op(name="transformer_forward", about="encoder layer", variants=_CPU, prepare=_transformer("forward"),
-       axes=_ENCODER, work=_transformer_work(1), on_cuda={"axes": _GPU_ENCODER, "variants": _GPU}),
+       axes=_ENCODER, work=_transformer_work(1), terms=_ENCODER_TERMS,
+       on_cuda={"axes": _GPU_ENCODER, "variants": _GPU}),
     Op(name="transformer_backward", about="its backward", variants=_CPU, prepare=_transformer("backward"),
-       axes=_ENCODER, work=_transformer_work(2), on_cuda={"axes": _GPU_ENCODER, "variants": _GPU}),
+       axes=_ENCODER, work=_transformer_work(2), terms=_ENCODER_TERMS,
+       on_cuda={"axes": _GPU_ENCODER, "variants": _GPU}),
     Op(name="embedding_forward", about="bag of rows of a table", variants=_CPU, prepare=_embedding("forward"),
-       axes=_TABLE, work=_rows_moved, on_cuda={"axes": _GPU_TABLE, "variants": _GPU}),
+       axes=_TABLE, work=_rows_moved, terms=_BAG_TERMS, on_cuda={"axes": _GPU_TABLE, "variants": _GPU}),
     Op(name="embedding_backward", about="its backward (dense gradient)", variants=_CPU, prepare=_embedding("backward"),
-       axes=_TABLE, work=_rows_moved, on_cuda={"axes": _GPU_TABLE, "variants": _GPU}),
+       axes=_TABLE, work=_rows_moved, terms=("rows dim", *_BAG_TERMS), held=(("rows dim", _float_bytes(2)),),
+       on_cuda={"axes": _GPU_TABLE, "variants": _GPU}),
     Op(name="join_forward", about="inputs side by side", variants=_CPU, prepare=_join("forward"), axes=(_BYTES,),
-       work=_moved(2), on_cuda=_GPU_BYTES),
+       work=_moved(2), on_cuda=_GPU_BYTES, terms=("bytes",), held=_TWICE),
     Op(name="join_backward", about="gradients of the parts", variants=_CPU, prepare=_join("backward"), axes=(_BYTES,),
-       work=_moved(2), on_cuda=_GPU_BYTES),
+       work=_moved(2), on_cuda=_GPU_BYTES, terms=("bytes",), held=_TWICE),
     Op(name="loss_forward", about="squared distance to a target", variants=_CPU, prepare=_loss("forward"),
-       axes=(_BYTES,), work=_moved(2), on_cuda=_GPU_BYTES),
+       axes=(_BYTES,), work=_moved(2), on_cuda=_GPU_BYTES, terms=("bytes",), held=_TWICE),
     Op(name="loss_backward", about="its gradient", variants=_CPU, prepare=_loss("backward"), axes=(_BYTES,),
-       work=_moved(2), on_cuda=_GPU_BYTES),
+       work=_moved(2), on_cuda=_GPU_BYTES, terms=("bytes",), held=_TWICE),
     Op(name="weight_update", about="optimizer step of a layer", variants=_optimizers(_CPU), prepare=_update,
-       axes=(_BYTES,), work=_moved(3), on_cuda={**_GPU_BYTES, "variants": _optimizers(_GPU)}),
+       axes=(_BYTES,), work=_moved(3), terms=("bytes",), on_cuda={**_GPU_BYTES, "variants": _optimizers(_GPU)}),
 )

@@ -1,7 +1,8 @@
-"""Ahead-of-time compilation of every Triton kernel, on any machine: no GPU and no driver are needed.
+"""Ahead-of-time compilation of every GPU kernel, on any machine: no GPU and no driver are needed.
 
 ``CASES`` names a kernel, its argument types and constants, and whether its inner product must use tensor cores. Shared
-memory is what the compiler asks for; registers and spills are what the assembler bundled with Triton reports.
+memory is what the compiler asks for; registers and spills are what the assembler bundled with Triton reports. CUDA C
+sources (cupy's raw kernels) go through NVRTC to the same assembler.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import importlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -21,8 +22,9 @@ from triton.compiler import ASTSource
 
 from profilers.gpu.attention import rows_a_step
 from profilers.gpu.lsh import rows_a_program
+from profilers.gpu.nvrtc import ptx_of
 
-__all__ = ["CASES", "SHARED_BYTES", "Case", "Compiled", "compile_case"]
+__all__ = ["CASES", "SHARED_BYTES", "Case", "Compiled", "compile_case", "compile_source"]
 
 # Most shared memory a block may ask for, by compute capability (CUDA C++ Programming Guide, technical specifications).
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
@@ -92,22 +94,49 @@ def compile_case(case: Case, capability: int) -> Compiled:
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, kind in case.types.items() if "*" in kind}
     source = ASTSource(fn=kernel, signature=signature, constexprs=dict(case.constants), attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4, "num_stages": 3})
-    registers, spill_bytes = _assembled(made.asm["ptx"])
+    (used,) = _assembled(made.asm["ptx"])[1].values()
     return Compiled(cubin=made.asm["cubin"], ptx=made.asm["ptx"], shared_bytes=made.metadata.shared,
-                    registers=registers, spill_bytes=spill_bytes)
+                    registers=used.registers, spill_bytes=used.spill_bytes)
 
 
-def _assembled(ptx: str) -> tuple[int, int]:
-    """Registers a thread and bytes spilled (stores and loads), as ``ptxas -v`` says for the PTX's own target."""
+def compile_source(source: str, capability: int, options: Sequence[str] = ()) -> dict[str, Compiled]:
+    """Every kernel of a CUDA C source by name; shared memory without what a launch adds.
+
+    Raises:
+        NotBuilt: no NVRTC here, or it refuses the source.
+    """
+    ptx = ptx_of(source, capability, options)
+    cubin, kernels = _assembled(ptx)
+    return {name: Compiled(cubin=cubin, ptx=ptx, shared_bytes=used.shared_bytes, registers=used.registers,
+                           spill_bytes=used.spill_bytes) for name, used in kernels.items()}
+
+
+class _Used(NamedTuple):
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+def _assembled(ptx: str) -> tuple[bytes, dict[str, _Used]]:
+    """Machine code, and for each kernel registers a thread, bytes spilled (stores and loads) and static shared memory.
+
+    They are what ``ptxas -v`` says for the PTX's own target.
+    """
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert target is not None, "PTX names its target"
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
-        said = subprocess.run([assembler, "-v", f"--gpu-name={target[1]}", source, "-o", source.with_suffix(".cubin")],
-                              check=True, capture_output=True, text=True).stderr
-    used = re.search(r"Used (\d+) registers", said)
-    assert used is not None, said
-    spilled = re.findall(r"(\d+) bytes spill", said)
-    return int(used[1]), sum(map(int, spilled))
+        made = source.with_suffix(".cubin")
+        said = subprocess.run([assembler, "-v", f"--gpu-name={target[1]}", source, "-o", made], check=True,
+                              capture_output=True, text=True).stderr
+        cubin = made.read_bytes()
+    kernels = {}
+    for part in said.split("Compiling entry function '")[1:]:
+        used = re.search(r"Used (\d+) registers", part)
+        assert used is not None, said
+        shared = re.search(r"(\d+) bytes smem", part)
+        kernels[part.partition("'")[0]] = _Used(int(used[1]), sum(map(int, re.findall(r"(\d+) bytes spill", part))),
+                                                int(shared[1]) if shared else 0)
+    return cubin, kernels

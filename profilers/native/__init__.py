@@ -20,7 +20,8 @@ _FAST = ("-march=native", "-mprefer-vector-width=512")
 def library(name: str) -> Any:
     """The shared library built from ``<name>.c``, or ``None`` where nothing can be built."""
     source = Path(__file__).with_name(f"{name}.c")
-    for options in (_FAST, ()):  # options of one processor family are unknown to another's compiler
+    # Options of one processor family are unknown to another's compiler, and not every compiler has OpenMP.
+    for options in ((*_FAST, "-fopenmp"), _FAST, ()):
         try:
             return ctypes.CDLL(str(built(source, options)))
         except (OSError, NotBuilt):

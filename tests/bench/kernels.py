@@ -93,16 +93,34 @@ def faiss_search(centroids_NMCD: torch.Tensor, codes_NMS: torch.Tensor, q_ND: to
     return lambda: [index.search(query, k) for index, query in zip(indexes, queries, strict=True)]
 
 
-def decode() -> None:
+def cache(rows: int, heads: int, group: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Queries, keys and values of one sequence."""
     rng = np.random.default_rng(0)
-    q = torch.from_numpy(rng.standard_normal((1, KV_HEADS, GROUP, WIDTH), dtype=np.float32))
-    k, v = (torch.from_numpy(rng.standard_normal((1, KV_HEADS, 32768, WIDTH), dtype=np.float32)) for _ in range(2))
+    return [torch.from_numpy(rng.standard_normal((1, heads, n, width), dtype=np.float32)).to(dtype)
+            for n in (group, rows, rows)]
+
+
+def decode() -> None:
     fused = torch.nn.functional.scaled_dot_product_attention
-    found = interleaved({
-        "ours": lambda: attention.decode(q, k, v),
-        "torch fused, folded": lambda: fused(q, k, v),
-        "bmm, softmax, bmm": lambda: torch.softmax(q @ k.transpose(2, 3) * WIDTH**-0.5, -1) @ v}, 9)
-    show("Dense decode, 32768 rows, 8 KV heads, 4 queries each", found, "ours")
+    for rows, heads, group, width, dtype in ((32768, KV_HEADS, GROUP, WIDTH, torch.float32),
+                                             (32768, KV_HEADS, GROUP, WIDTH, torch.bfloat16),
+                                             (2048, KV_HEADS, GROUP, WIDTH, torch.float32),
+                                             (8192, KV_HEADS, 1, WIDTH, torch.float32),
+                                             (2048, 3, 3, 64, torch.float32), (2048, 3, 3, 64, torch.bfloat16)):
+        q, k, v = cache(rows, heads, group, width, dtype)
+        found = interleaved({
+            "ours": lambda q=q, k=k, v=v: attention.decode(q, k, v),
+            "torch fused, folded": lambda q=q, k=k, v=v: fused(q, k, v),
+            "bmm, softmax, bmm": lambda q=q, k=k, v=v: torch.softmax(q @ k.transpose(2, 3) * q.shape[3]**-0.5, -1) @ v})
+        show(f"Dense decode, {rows} rows of {width} {str(dtype)[6:]}, {heads} KV heads, queries each: {group}", found,
+             "ours")
+    q, k, v = (x[0] for x in cache(131072, KV_HEADS, GROUP, WIDTH, torch.float32))
+    rng = np.random.default_rng(0)
+    chosen = torch.from_numpy(np.stack([rng.permutation(131072)[:6553] for _ in range(KV_HEADS)]))
+    show("Decode over 6553 of 131072 rows", interleaved({
+        "ours": lambda: attention.decode_selected(q, k, v, chosen),
+        "gather, torch fused": lambda: fused(q[None], pq.gather_rows(k, chosen)[None], pq.gather_rows(v, chosen)[None])
+    }), "ours")
 
 
 def hashing() -> None:
