@@ -31,6 +31,7 @@ from executors.orchestration.running import CASES as INPUT_CASES  # noqa: E402
 from executors.orchestration.running import _probes, verify  # noqa: E402
 from executors.orchestration.stitched import load, save, stitch  # noqa: E402
 from executors.orchestration.store import Store  # noqa: E402
+from executors.orchestration.trial import trial, trial_here  # noqa: E402
 from executors.orchestration.tune import fit_boundaries, fit_boundary, tune  # noqa: E402
 from executors.orchestration.workshop import Workshop  # noqa: E402
 from planners.orchestration import Problem, Program, check  # noqa: E402
@@ -282,10 +283,11 @@ def test_boundaries_are_recovered_by_back_end_from_kernels_in_programs() -> None
 
 @pytest.fixture(scope="module", autouse=True)
 def small_sweeps() -> Iterator[None]:
-    """Times do not matter here: kernels are measured without emptying the caches, programs not for long."""
+    """Times do not matter here: kernels are measured without emptying the caches, programs not for long and here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CACHES, "warm", 1 << 12)
-        patch.setattr("executors.orchestration.tune._PATIENT_S", 0.0)
+        patch.setattr("executors.orchestration.trial._PATIENT_S", 0.0)
+        patch.setattr("executors.orchestration.tune.trial", trial_here)
         yield
 
 
@@ -348,6 +350,17 @@ def test_a_tuning_that_time_ended_is_not_taken_up_again(tmp_path: Path) -> None:
     assert again.plan.kernels == done.plan.kernels
     longer = tune(problem, folder=tmp_path, kernel_s=0.002, time_limit_s=60.0)
     assert longer.plan.certificate.status == "optimal"
+
+
+def test_a_plan_is_timed_in_a_process_of_its_own(tuned: Tuned) -> None:
+    store = Store(tuned.done.store.parent, {k: v for k, v in read(tuned.done.store).conditions.items() if k != "date"})
+    found = trial(tuned.graph, tuned.plan, tuned.weights, store, device="cpu", threads=1)
+    assert found.seconds > 0
+    assert len(found.kernels_s) == len(tuned.plan.kernels)
+    assert found.launches == stitch(tuned.graph, tuned.plan, tuned.weights, store.artifact).launches
+    broken = dataclasses.replace(tuned.plan, kernels=(dataclasses.replace(tuned.plan.kernels[0], primitives=("x",)),))
+    with pytest.raises(SpecError, match="no primitive"):
+        trial(tuned.graph, broken, tuned.weights, store, device="cpu", threads=1)
 
 
 def test_the_stitched_program_equals_the_captured_one_also_for_large_logits(tuned: Tuned) -> None:

@@ -13,9 +13,8 @@ stopped, and a second one measures and compiles nothing.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +22,12 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from executors.orchestration import inductor, ortsession
+from executors.orchestration import ortsession
 from executors.orchestration.kernels import Cannot
-from executors.orchestration.measure import Cache, ContextTimer, cache_for
-from executors.orchestration.programs import behind, example_inputs
-from executors.orchestration.stitched import Stitched, stitch
+from executors.orchestration.measure import Cache, cache_for
+from executors.orchestration.programs import behind
 from executors.orchestration.store import Store, conditions_of
+from executors.orchestration.trial import Trial, trial
 from executors.orchestration.workshop import KERNEL_S, Workshop
 from planners.orchestration.graph import PrimitiveGraph
 from planners.orchestration.planning import plan as make_plan
@@ -38,11 +37,10 @@ from profilers.harness import fixed_conditions
 from workbench.errors import MissingProfile
 from workbench.spec import content_id, dump
 
-__all__ = ["BASELINES", "Tuned", "cache_of", "fit_boundaries", "fit_boundary", "open_store", "stitched_seconds", "tune"]
+__all__ = ["BASELINES", "Tuned", "cache_of", "fit_boundaries", "fit_boundary", "open_store", "tune"]
 
 BASELINES = ("singletons", "greedy-fusion", "whole-graph")
 """Planners whose kernels are measured too, so that their plans stand beside the best one."""
-_ROUNDS, _PATIENT_S = 30, 1.0
 _CLOSE, _REPAIRS = 0.05, 3
 """A prediction so near to the stitched time is left alone; otherwise so many plans at most have their kernels timed in
 place. The same plan stitched twice differs by a few percent, with the places that memory gets."""
@@ -94,34 +92,6 @@ def open_store(folder: Path | str, *, device: str, threads: int, cache: Cache) -
         return Store(folder, conditions_of(held, cache=cache, onnxruntime=ortsession.version()))
 
 
-def stitched_seconds(program: Stitched, inputs: Sequence[torch.Tensor], *, threads: int) -> float:
-    """Least time of a whole run of a program that runs again and again, for long enough to outlast a disturbance."""
-    timer = ContextTimer(_nothing, threads=threads)
-    program(*inputs)
-    return min(timer.block(lambda: program(*inputs), 1) for _ in _rounds())
-
-
-def _rounds() -> Iterator[int]:
-    """As many rounds as are wanted, and more until it took as long as is wanted."""
-    ends = time.monotonic() + _PATIENT_S
-    for turn in itertools.count():
-        if turn >= _ROUNDS and time.monotonic() > ends:
-            return
-        yield turn
-
-
-def _nothing() -> None:
-    """A program leaves the caches to itself as it finds them."""
-
-
-def _in_place(program: Stitched, inputs: Sequence[torch.Tensor], *, threads: int) -> list[float]:
-    """Seconds of each kernel in its program that runs again and again: the least of several runs."""
-    timer = ContextTimer(_nothing, threads=threads)
-    marks = [program.timed(timer.clock, *inputs)[1] for _ in _rounds()][1:]
-    taken: list[float] = ((np.diff(np.array(marks), axis=1).min(axis=0) - timer.overhead_ns) * 1e-9).tolist()
-    return taken
-
-
 def _corrected(plan: Plan, taken: Sequence[float]) -> dict[tuple[str, str], float]:
     """What the plan's kernels take in its program, boundaries taken off: (structure, back-end) -> seconds.
 
@@ -137,6 +107,8 @@ def fit_boundaries(rows: Sequence[tuple[str, float, int]]) -> dict[str | None, t
     """Back-end -> (seconds a kernel, seconds a byte) from (back-end, seconds beyond its time alone, bytes stored) of
     kernels in programs: least squares, both not negative, of all (``None``) and of each that has three kernels."""
     found: dict[str | None, tuple[float, float]] = {}
+    if not rows:
+        return found
     for name in (None, *dict.fromkeys(name for name, _, _ in rows)):
         own = np.array([row[1:] for row in rows if name in (None, row[0])], dtype=float)
         if name is not None and len(own) < _FEW:
@@ -185,11 +157,7 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
     began = time.perf_counter()
     there = behind(problem, device=device)
     graph, held_weights = there.graph, there.weights if weights is None else weights
-    cache, inputs = cache_of(graph), example_inputs(graph, device=device)
-
-    def run(plan: Plan) -> tuple[Stitched, float]:
-        program = _stitched(graph, plan, store, held_weights, device)
-        return program, stitched_seconds(program, inputs, threads=threads)
+    cache = cache_of(graph)
 
     with fixed_conditions(device=device, threads=threads) as held:
         store = Store(folder, conditions_of(held, cache=cache, onnxruntime=ortsession.version()))
@@ -197,6 +165,10 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
         before = store.compilations()
         shop = Workshop(store, backends=problem.backends, device=device, threads=threads, cache=cache, say=say,
                         workers=workers, kernel_s=kernel_s)
+
+        def run(plan: Plan) -> Trial:
+            return trial(graph, plan, held_weights, store, device=device, threads=threads)
+
         def planned(*planners: str, measure_s: float) -> Plan:
             return profile(problem, store.costs, shop.measure, planners=planners, gap=gap, time_limit_s=time_limit_s,
                            measure_s=measure_s, tell=say)
@@ -204,63 +176,52 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
         try:
             plan = planned("optimal", *BASELINES, measure_s=0.0)
             if not store.costs.boundaries:
-                _fit(problem, graph, plan, store, shop, held_weights, device)
+                _fit(problem, graph, [plan, *_baselines(problem, store)], store, run, say)
             done = name in store.costs.tuned
             deadline = time.perf_counter() + (0.0 if done else time_limit_s)
             plan = planned("optimal", measure_s=deadline - time.perf_counter())
-            program, whole = run(plan)
+            found = run(plan)
             in_place: set[tuple[str, str]] = set()
             for _ in range(0 if done or device != "cpu" else _REPAIRS):
                 kernels = {(k.structure, k.backend) for k in plan.kernels}
-                if abs(plan.certificate.objective / whole - 1) <= _CLOSE or kernels <= in_place:
+                if abs(plan.certificate.objective / found.seconds - 1) <= _CLOSE or kernels <= in_place:
                     break
-                say(f"{plan.certificate.objective * 1e6:.1f} us predicted, {whole * 1e6:.1f} us stitched: "
-                    f"{len(kernels)} kernels are timed in place")
-                taken = _in_place(program, inputs, threads=threads)
-                for (digest, backend), seconds in _corrected(plan, taken).items():
+                say(f"{plan.certificate.objective * 1e6:.1f} us predicted, {found.seconds * 1e6:.1f} us stitched: "
+                    f"{len(kernels)} kernels take their times in it")
+                for (digest, backend), seconds in _corrected(plan, found.kernels_s).items():
                     store.add(digest, backend, seconds, in_place=True)
                 in_place |= kernels
                 plan = planned("optimal", measure_s=deadline - time.perf_counter())
-                program, whole = run(plan)
-            store.set_tuned(name, whole)
+                found = run(plan)
+            store.set_tuned(name, found.seconds)
         finally:
             shop.close()
     return Tuned(plan=plan, store=store.path, measured=shop.measured, compiled=shop.compiled,
                  compilations=store.compilations() - before, compile_s=shop.compile_s, measure_s=shop.measure_s,
-                 total_s=time.perf_counter() - began, predicted_s=plan.certificate.objective, stitched_s=whole,
-                 launches=program.launches)
+                 total_s=time.perf_counter() - began, predicted_s=plan.certificate.objective, stitched_s=found.seconds,
+                 launches=found.launches)
 
 
-def _stitched(graph: PrimitiveGraph, plan: Plan, store: Store, weights: Mapping[str, torch.Tensor], device: str
-              ) -> Stitched:
-    with inductor.cache_folder(store.inductor):
-        return stitch(graph, plan, weights, store.artifact, device=device)
-
-
-def _fit(problem: Problem, graph: PrimitiveGraph, best: Plan, store: Store, shop: Workshop,
-         weights: Mapping[str, torch.Tensor], device: str) -> None:
-    """Fit the boundaries from stitched runs of the best plan and of the baselines."""
+def _fit(problem: Problem, graph: PrimitiveGraph, plans: Sequence[Plan], store: Store, run: Callable[[Plan], Trial],
+         say: Callable[[str], None]) -> None:
+    """Fit the boundaries from stitched runs of plans."""
     programs: list[tuple[float, float, int, int]] = []
     kernels: list[tuple[str, float, int]] = []
     sizes = {t.name: t.nbytes for t in graph.tensors}
-    inputs = example_inputs(graph, device=device)
-    for plan in (best, *_baselines(problem, store)):
+    for plan in plans:
         try:
-            program = _stitched(graph, plan, store, weights, device)
+            found = run(plan)
         except Cannot as why:
-            shop.say(f"a baseline cannot be stitched: {why}")
+            say(f"a baseline cannot be stitched: {why}")
             continue
-        whole, alone = stitched_seconds(program, inputs, threads=shop.threads), sum(k.seconds for k in plan.kernels)
-        programs.append((whole, alone, len(plan.kernels), program.stored_bytes))
-        shop.say(f"{plan.certificate.planner}: {len(plan.kernels)} kernels, {alone * 1e6:.1f} us alone, "
-                 f"{whole * 1e6:.1f} us stitched")
-        if device == "cpu":
-            taken = _in_place(program, inputs, threads=shop.threads)
-            kernels += [(k.backend, seconds - k.seconds, sum(sizes[name] for name in k.outputs))
-                        for k, seconds in zip(plan.kernels, taken, strict=True)]
-    if device != "cpu":
+        alone = sum(k.seconds for k in plan.kernels)
+        programs.append((found.seconds, alone, len(plan.kernels), found.stored_bytes))
+        say(f"{plan.certificate.planner}: {len(plan.kernels)} kernels, {alone * 1e6:.1f} us alone, "
+            f"{found.seconds * 1e6:.1f} us stitched")
+        kernels += [(k.backend, seconds - k.seconds, sum(sizes[name] for name in k.outputs))
+                    for k, seconds in zip(plan.kernels, found.kernels_s, strict=False)]
+    if not kernels:
         store.set_boundary(None, *fit_boundary(programs), runs=[list(row) for row in programs])
-        return
     for backend, rates in fit_boundaries(kernels).items():
         store.set_boundary(backend, *rates, kernels=sum(backend in (None, row[0]) for row in kernels))
 
