@@ -173,11 +173,19 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
             return profile(problem, store.costs, shop.measure, planners=planners, gap=gap, time_limit_s=time_limit_s,
                            measure_s=measure_s, tell=say)
 
+        def correct(plan: Plan, found: Trial) -> None:
+            for (digest, backend), seconds in _corrected(plan, found.kernels_s).items():
+                store.add(digest, backend, seconds, in_place=True)
+
         try:
             plan = planned("optimal", *BASELINES, measure_s=0.0)
-            if not store.costs.boundaries:
-                _fit(problem, graph, [plan, *_baselines(problem, store)], store, run, say)
             done = name in store.costs.tuned
+            if not store.costs.boundaries:
+                _fit(graph, [plan, *_baselines(problem, store, BASELINES)], store, run, say)
+            if not done and device == "cpu":
+                # The rival of all finer plans, and the kernel that is hardest to time alone.
+                for rival in _baselines(problem, store, ("whole-graph",)):
+                    correct(rival, run(rival))
             deadline = time.perf_counter() + (0.0 if done else time_limit_s)
             plan = planned("optimal", measure_s=deadline - time.perf_counter())
             found = run(plan)
@@ -188,8 +196,7 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
                     break
                 say(f"{plan.certificate.objective * 1e6:.1f} us predicted, {found.seconds * 1e6:.1f} us stitched: "
                     f"{len(kernels)} kernels take their times in it")
-                for (digest, backend), seconds in _corrected(plan, found.kernels_s).items():
-                    store.add(digest, backend, seconds, in_place=True)
+                correct(plan, found)
                 in_place |= kernels
                 plan = planned("optimal", measure_s=deadline - time.perf_counter())
                 found = run(plan)
@@ -202,12 +209,13 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
                  launches=found.launches)
 
 
-def _fit(problem: Problem, graph: PrimitiveGraph, plans: Sequence[Plan], store: Store, run: Callable[[Plan], Trial],
+def _fit(graph: PrimitiveGraph, plans: Sequence[Plan], store: Store, run: Callable[[Plan], Trial],
          say: Callable[[str], None]) -> None:
     """Fit the boundaries from stitched runs of plans."""
     programs: list[tuple[float, float, int, int]] = []
     kernels: list[tuple[str, float, int]] = []
     sizes = {t.name: t.nbytes for t in graph.tensors}
+    any_timed = False
     for plan in plans:
         try:
             found = run(plan)
@@ -218,17 +226,19 @@ def _fit(problem: Problem, graph: PrimitiveGraph, plans: Sequence[Plan], store: 
         programs.append((found.seconds, alone, len(plan.kernels), found.stored_bytes))
         say(f"{plan.certificate.planner}: {len(plan.kernels)} kernels, {alone * 1e6:.1f} us alone, "
             f"{found.seconds * 1e6:.1f} us stitched")
-        kernels += [(k.backend, seconds - k.seconds, sum(sizes[name] for name in k.outputs))
-                    for k, seconds in zip(plan.kernels, found.kernels_s, strict=False)]
-    if not kernels:
+        any_timed = any_timed or bool(found.kernels_s)
+        if len(plan.kernels) > 1:  # a whole program as one kernel has no boundary
+            kernels += [(k.backend, seconds - k.seconds, sum(sizes[name] for name in k.outputs))
+                        for k, seconds in zip(plan.kernels, found.kernels_s, strict=False)]
+    if not any_timed:
         store.set_boundary(None, *fit_boundary(programs), runs=[list(row) for row in programs])
     for backend, rates in fit_boundaries(kernels).items():
         store.set_boundary(backend, *rates, kernels=sum(backend in (None, row[0]) for row in kernels))
 
 
-def _baselines(problem: Problem, store: Store) -> list[Plan]:
+def _baselines(problem: Problem, store: Store, names: Sequence[str]) -> list[Plan]:
     found = []
-    for name in BASELINES:
+    for name in names:
         try:
             found.append(make_plan(problem, store.costs, planner=name))
         except MissingProfile:
