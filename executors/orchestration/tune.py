@@ -178,10 +178,11 @@ def tune(problem: Problem, *, folder: Path | str, device: str = "cpu", threads: 
                 store.add(digest, backend, seconds, in_place=True)
 
         try:
-            plan = planned("optimal", *BASELINES, measure_s=0.0)
             done = name in store.costs.tuned
-            if not store.costs.boundaries:
-                _fit(graph, [plan, *_baselines(problem, store, BASELINES)], store, run, say)
+            if not done:
+                plan = planned("optimal", *BASELINES, measure_s=0.0)
+                if not store.costs.boundaries:
+                    _fit(graph, [plan, *_baselines(problem, store, BASELINES)], store, run, say)
             if not done and device == "cpu":
                 # The rival of all finer plans, and the kernel that is hardest to time alone.
                 for rival in _baselines(problem, store, ("whole-graph",)):

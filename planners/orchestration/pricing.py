@@ -106,14 +106,18 @@ class Prices:
     def _look_up(self, grown: Grown, backends: Sequence[str]) -> Price | None:
         digest = self.kernels.digest(grown.kind) if self._tabled else ""
         best: Price | None = None
+        lacking = False
         for name in backends if self._tabled else ():
             try:
                 found = self.costs.cost("kernel", structure=digest, backend=name)
             except MissingProfile:
+                lacking = True
                 continue
             price = Price(found.seconds, name, found.source, self.boundary_s(grown, name))
             if best is None or price.total_s < best.total_s:
                 best = price
+        if best is not None and math.isinf(best.seconds) and lacking:
+            best = None  # that some cannot run it says nothing of those not asked: measuring was cut short
         if best is None and self.problem.device is not None:
             found = self._roofline(grown)
             best = Price(found.seconds, ROOFLINE, found.source, self.boundary_s(grown))
