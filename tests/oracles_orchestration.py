@@ -7,9 +7,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from planners.orchestration.blp import Option
 from planners.orchestration.enumeration import Grown, Kernels
 from planners.orchestration.masks import bits
+from planners.orchestration.options import Option
 
 __all__ = ["brute_force_cones", "convex_by_definition", "down_sets", "options_of", "shortest",
            "shortest_program", "subsets", "targets_of"]

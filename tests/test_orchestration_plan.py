@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from planners.orchestration import PLANNERS, blp, bound, check, plan, profile
-from planners.orchestration.blp import Option, Search, choose, relaxed
+from planners.orchestration.blp import Search, choose, relaxed
 from planners.orchestration.candidates import Structure, structure
 from planners.orchestration.claims import figure_12, figure_13
 from planners.orchestration.enumeration import Kernels, enumerate_kernels
@@ -20,6 +20,7 @@ from planners.orchestration.graph import (
     PrimitiveGraph,
 )
 from planners.orchestration.masks import bits
+from planners.orchestration.options import Option
 from planners.orchestration.pricing import SAFETY, Prices
 from planners.orchestration.problem import Limits, Problem, Program
 from planners.orchestration.work import work_of

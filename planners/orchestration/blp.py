@@ -32,17 +32,18 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planners.orchestration.masks import bits
+from planners.orchestration.options import Option, always_stored, in_order, makes_all, useful_options
 from workbench.errors import Infeasible
 from workbench.milp import Model, Solution, Variables, relax, require, solve
 from workbench.milp.model import RowSense
 
-__all__ = ["Option", "Search", "Selection", "choose", "in_order", "relaxed"]
+__all__ = ["Search", "Selection", "choose", "relaxed"]
 
 _RANDOM_ORDERS = 12
 _WINDOW, _WINDOW_ROUNDS, _BROKEN = 16, 6, 1e-3
@@ -53,21 +54,6 @@ _ROUNDING = 1e-3
 """Share of the wanted gap that is put down to rounding."""
 _WHOLE = 1e-7
 """How far from whole numbers a relaxation's values may be to count as whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """A candidate for the program: masks of tensors and primitives, and what it costs."""
-
-    makes: tuple[int, ...]
-    reads: int
-    members: int
-    seconds: float
-    stored: int = field(init=False, compare=False)
-    """Mask of the tensors it makes."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stored", sum(1 << t for t in self.makes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +112,14 @@ def choose(options: Sequence[Option], targets: int, search: Search) -> Selection
         SolverError: see ``workbench.milp.solve``.
     """
     deadline = time.perf_counter() + search.time_limit_s
-    useful = _useful(options, targets, search)
+    useful = useful_options(options, targets, once=bool(search.once))
     alone = [i for i in useful if _is_plan(options[i], targets)]
     best_alone = min(alone, key=lambda i: (options[i].seconds, i), default=None)
     whole = None if best_alone is None else Selection(
         chosen=(best_alone,), seconds=options[best_alone].seconds, bound=options[best_alone].seconds, proven=True,
         parts=1, rows=0)
     rest = [i for i in useful if i not in set(alone)]
-    if not _makes_all(options, rest, targets):
+    if not makes_all(options, rest, targets):
         if whole is None:
             raise Infeasible("no set of kernels makes every output", hint="raise limits, or measure more kernels")
         return whole
@@ -147,10 +133,10 @@ def choose(options: Sequence[Option], targets: int, search: Search) -> Selection
 
 def relaxed(options: Sequence[Option], targets: int, search: Search) -> float:
     """Optimum of the linear relaxation: a bound on every plan of these options."""
-    useful = _useful(options, targets, search)
+    useful = useful_options(options, targets, once=bool(search.once))
     alone = [options[i].seconds for i in useful if _is_plan(options[i], targets)]
     rest = [i for i in useful if not _is_plan(options[i], targets)]
-    if not _makes_all(options, rest, targets):
+    if not makes_all(options, rest, targets):
         return min(alone)
     return min([_Programs(options, search).floor_s(_parts(options, rest, targets, search, ())), *alone])
 
@@ -171,66 +157,6 @@ def _better(options: Sequence[Option], first: Selection, second: Selection, tole
 
 def _executions(options: Sequence[Option], chosen: Iterable[int]) -> int:
     return sum(options[i].members.bit_count() for i in chosen)
-
-
-def _makes_all(options: Sequence[Option], among: Sequence[int], targets: int) -> bool:
-    made, _ = _runnable(options, among)
-    return not targets & ~made
-
-
-def _runnable(options: Sequence[Option], among: Sequence[int]) -> tuple[int, list[int]]:
-    """Tensors that can be made, and the options that can run, each after something makes what it reads."""
-    made, left, order = 0, list(among), []
-    while left:
-        waiting = []
-        for i in left:
-            if options[i].reads & ~made:
-                waiting.append(i)
-            else:
-                order.append(i)
-                made |= options[i].stored
-        if len(waiting) == len(left):
-            break
-        left = waiting
-    return made, order
-
-
-def _useful(options: Sequence[Option], targets: int, search: Search) -> list[int]:
-    """Options that can run, are not dominated, and lead to a target; ascending."""
-    finite = [i for i, o in enumerate(options) if math.isfinite(o.seconds)]
-    kept = sorted(_runnable(options, finite)[1])
-    if not search.once:
-        kept = _undominated(options, kept)
-    makers: dict[int, list[int]] = {}
-    for i in kept:
-        for t in options[i].makes:
-            makers.setdefault(t, []).append(i)
-    wanted: set[int] = set()
-    seen, waiting = targets, list(bits(targets))
-    while waiting:
-        for i in makers.get(waiting.pop(), ()):
-            if i not in wanted:
-                wanted.add(i)
-                waiting.extend(bits(options[i].reads & ~seen))
-                seen |= options[i].reads
-    return [i for i in kept if i in wanted]
-
-
-def _undominated(options: Sequence[Option], among: Sequence[int]) -> list[int]:
-    """Without options that another one of the same outputs replaces: no inputs of its own, no more time."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i in among:
-        groups.setdefault(options[i].makes, []).append(i)
-    kept: list[int] = []
-    for group in groups.values():
-        best: list[int] = []
-        for i in sorted(group, key=lambda k: (options[k].seconds, options[k].reads.bit_count(),
-                                              options[k].members.bit_count(), k)):
-            reads = options[i].reads
-            if not any(options[j].reads & ~reads == 0 for j in best):
-                best.append(i)
-        kept += best
-    return sorted(kept)
 
 
 def _in_parts(programs: _Programs, among: Sequence[int], targets: int, deadline: float) -> Selection:
@@ -256,13 +182,6 @@ def _in_parts(programs: _Programs, among: Sequence[int], targets: int, deadline:
         cuts += _circle_cuts(options, among, chosen, stuck)
 
 
-def in_order(options: Sequence[Option], chosen: Iterable[int]) -> tuple[list[int], list[int]]:
-    """The chosen options in an order that runs (by what they need, then position), and those that never can."""
-    _, order = _runnable(options, list(chosen))
-    ran = set(order)
-    return order, [i for i in chosen if i not in ran]
-
-
 def _circle_cuts(options: Sequence[Option], among: Sequence[int], chosen: Sequence[int], stuck: Sequence[int]
                  ) -> list[Cut]:
     made = 0
@@ -277,43 +196,13 @@ def _circle_cuts(options: Sequence[Option], among: Sequence[int], chosen: Sequen
     return [(k, first) for k in among if options[k].reads & missing]
 
 
-def _forced(options: Sequence[Option], among: Sequence[int], targets: int) -> int:
-    """Tensors that every plan stores: those on every way to a target (dominators, over kernels of many inputs).
-
-    ``needs[t] = t + intersection over kernels that make t of the union of needs of what they read``, from above: every
-    fixed point holds only what any sequence of kernels that ends in t has stored.
-    """
-    makers: dict[int, list[int]] = {}
-    for i in _runnable(options, among)[1]:
-        for t in options[i].makes:
-            makers.setdefault(t, []).append(i)
-    needs = dict.fromkeys(makers, -1)
-    changed = True
-    while changed:
-        changed = False
-        for t, kernels in makers.items():
-            common = -1
-            for i in kernels:
-                through = 0
-                for r in bits(options[i].reads):
-                    through |= needs[r]
-                common &= through
-            common |= 1 << t
-            changed |= common != needs[t]
-            needs[t] = common
-    forced = 0
-    for t in bits(targets):
-        forced |= needs[t]
-    return forced
-
-
 def _parts(options: Sequence[Option], among: Sequence[int], targets: int, search: Search, cuts: Sequence[Cut]
            ) -> list[_Part]:
     """Independent parts: options are joined by tensors that need not be stored, by the tensor they must store, by cuts.
 
     With primitives that run once, they are joined by those too.
     """
-    forced = _forced(options, among, targets)
+    forced = always_stored(options, among, targets)
     parent: dict[int, int] = {}
 
     def root(x: int) -> int:

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from planners.orchestration.blp import Option, Search, Selection, choose
+from planners.orchestration.blp import Search, Selection, choose
 from planners.orchestration.candidates import Structure
 from planners.orchestration.enumeration import Grown, Kernels
+from planners.orchestration.options import Option
 from planners.orchestration.pricing import Prices
 from workbench.errors import Infeasible, MissingProfile
 

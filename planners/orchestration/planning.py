@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from planners.orchestration.blp import Option, Search, Selection, in_order, relaxed
+from planners.orchestration.blp import Search, Selection, relaxed
 from planners.orchestration.enumeration import Grown, enumerate_kernels
 from planners.orchestration.graph import PrimitiveGraph
 from planners.orchestration.lazy import Measure, Settled, settle
 from planners.orchestration.load import captured_only, program_graph
 from planners.orchestration.masks import bits
+from planners.orchestration.options import Option, in_order
 from planners.orchestration.pricing import Price, Prices
 from planners.orchestration.problem import Kernel, Limits, Plan, Problem
 from workbench.costs import SOURCES, CostModel, Source
@@ -41,8 +42,6 @@ _FIXED = ("greedy-fusion", "eager", "whole-graph")
 UNIT = "s"
 _ROUND_S = 10.0
 """Time one round of lazy profiling may spend on a program; the plan found so far says well enough what to measure."""
-_CLOSED = 1e-9
-"""Relative gap at which a program counts as solved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def _limits_of(planner: str, limits: Limits) -> Limits:
     return limits
 
 
-def _prepare(problem: Problem, costs: CostModel, planner: str) -> _Prepared:
+def _prepare(problem: Problem, costs: CostModel, planner: str, *, complete: bool = False) -> _Prepared:
     graph = program_graph(problem)
     limits = _limits_of(planner, problem.limits)
     if planner in ("paper", "cover", "eager", "whole-graph", "greedy-fusion"):
@@ -90,7 +89,7 @@ def _prepare(problem: Problem, costs: CostModel, planner: str) -> _Prepared:
     kernels = enumerate_kernels(graph, limits)
     number = {name: i for i, name in enumerate(kernels.tensors)}
     targets = sum(1 << number[t] for t in kernels.index.targets)
-    return _Prepared(Prices(problem, kernels, costs), tuple(range(len(kernels.grown))), targets,
+    return _Prepared(Prices(problem, kernels, costs, complete=complete), tuple(range(len(kernels.grown))), targets,
                      kernels.needed if planner == "cover" else 0)
 
 
@@ -149,13 +148,13 @@ def profile(problem: Problem, costs: CostModel, measure: Measure, *, planners: S
         begin = time.perf_counter()
         _known_planner(planner)
         if planner in _FIXED:
-            prices, grown = _fixed_kernels(problem, costs, planner)
+            prices, grown = _fixed_kernels(problem, costs, planner, complete=True)
             kinds = dict.fromkeys(g.kind for g in grown if prices.known(g, _backends(problem, planner)) is None)
             if kinds:
                 measure([(prices.kernels.digest(k), prices.kernels.structure(k)) for k in kinds])
             plans.append(_fixed_plan(problem, costs, planner, begin))
             continue
-        prepared = _prepare(problem, costs, planner)
+        prepared = _prepare(problem, costs, planner, complete=True)
         search = Search(solver=solver, time_limit_s=min(time_limit_s, _ROUND_S), tie_tolerance=problem.tie_tolerance,
                         gap=max(1e-9, gap / 4), once=prepared.once)
         settled = settle(prepared.prices, prepared.allowed, prepared.targets, search, measure=measure, gap=gap,
@@ -191,9 +190,10 @@ def _backends(problem: Problem, planner: str) -> tuple[str, ...]:
     return ("eager",) if planner == "eager" else problem.backends
 
 
-def _fixed_kernels(problem: Problem, costs: CostModel, planner: str) -> tuple[Prices, list[Grown]]:
+def _fixed_kernels(problem: Problem, costs: CostModel, planner: str, *, complete: bool = False
+                   ) -> tuple[Prices, list[Grown]]:
     """The kernels of a baseline that does not search."""
-    prices = _prepare(problem, costs, planner).prices
+    prices = _prepare(problem, costs, planner, complete=complete).prices
     kernels = prices.kernels
     if planner == "whole-graph":
         return prices, [kernels.program] if kernels.program is not None else []

@@ -51,9 +51,13 @@ class Price(NamedTuple):
 
 
 class Prices:
-    """Prices of the candidates of one problem, each looked up once until it is forgotten: stores grow."""
+    """Prices of the candidates of one problem, each looked up once until it is forgotten: stores grow.
 
-    def __init__(self, problem: Problem, kernels: Kernels, costs: CostModel) -> None:
+    With ``complete`` a kernel counts as measured once every back-end was asked: measuring may have been cut short.
+    """
+
+    def __init__(self, problem: Problem, kernels: Kernels, costs: CostModel, *, complete: bool = False) -> None:
+        self.complete = complete
         self.problem, self.kernels, self.costs = problem, kernels, costs
         self.named = any(name.startswith(_NAMED) for name in costs.provenance())
         self._tabled = problem.device is None or any(
@@ -116,8 +120,8 @@ class Prices:
             price = Price(found.seconds, name, found.source, self.boundary_s(grown, name))
             if best is None or price.total_s < best.total_s:
                 best = price
-        if best is not None and math.isinf(best.seconds) and lacking:
-            best = None  # that some cannot run it says nothing of those not asked: measuring was cut short
+        if best is not None and lacking and (self.complete or math.isinf(best.seconds)):
+            best = None  # what some back-ends take says too little of those that nobody asked
         if best is None and self.problem.device is not None:
             found = self._roofline(grown)
             best = Price(found.seconds, ROOFLINE, found.source, self.boundary_s(grown))
