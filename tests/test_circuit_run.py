@@ -26,7 +26,6 @@ from executors.circuit.costs import (
     Calibration,
     classes_of,
     kernel_amplitudes,
-    kernel_table,
     predict,
 )
 from executors.circuit.emit import KINDS, Program
@@ -591,16 +590,6 @@ def test_the_parts_of_a_phase_are_those_of_its_walk_over_blocks() -> None:
             for name, share in want.items():
                 assert sum(s for n, s in parts if n == name) == pytest.approx(share)
     assert seen > 5
-
-
-def test_the_planners_table_scales_with_the_shard_and_prices_every_class() -> None:
-    costs = GateCosts(device="unit", amplitude_bytes=8, tile_qubits=15, threads=1, start_s=0.0,
-                      class_s={**dict.fromkeys(MEMORY, 3.0), **dict.fromkeys(CLASSES, 1.0)})
-    small, large = (kernel_table(costs, local_qubits=n, name="here") for n in (10, 12))
-    assert small.tile_s[0] == 3.0 * 2**10
-    assert all(b == 4 * a for a, b in zip(small.fusion_s, large.fusion_s, strict=True))
-    for family in BENCHMARKS:
-        assert all(small.gate_s(g) > 0 for g in generate(family, qubits=12, rng=np.random.default_rng(0)).gates)
 
 
 # -- the virtual clock -----------------------------------------------------------------------------------------------

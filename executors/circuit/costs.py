@@ -23,11 +23,9 @@ from executors.circuit.local import TileShape
 from executors.circuit.lower import Dense, Flip, Matrix, Phase, Primitive, Turn
 from executors.circuit.state import State, allocate
 from executors.circuit.tiling import Step, TileKernel
-from planners.circuit import KernelTable
 from profilers.gates import GateCosts, fit
 
-__all__ = ["CLASSES", "MEMORY", "Calibration", "Sampler", "classes_of", "kernel_amplitudes", "kernel_table",
-           "measure_costs", "predict"]
+__all__ = ["CLASSES", "MEMORY", "Calibration", "Sampler", "classes_of", "kernel_amplitudes", "predict"]
 
 CLASSES = (
     "rotate_rows1", "rotate_rows2", "rotate_rows3", "rotate_lanes1", "rotate_lanes2", "rotate_lanes4",
@@ -333,35 +331,3 @@ def _dense_from_row(sampler: Sampler) -> Program:
     program = sampler.program([turns])
     program.kernels["empty"] = int(program.kernels["inside"][0]) & ~((1 << sampler.shape.run) - 1)
     return program
-
-
-def measure_costs(*, dtype: npt.DTypeLike, threads: int | None = None, repeats: int = 5) -> GateCosts:
-    """Profile the compiled engine (or the interpreter) on this machine."""
-    calibration = Calibration(dtype=dtype, threads=threads)
-    for _ in range(repeats):
-        calibration.round()
-    return calibration.costs()
-
-
-def kernel_table(costs: GateCosts, *, local_qubits: int, name: str) -> KernelTable:
-    """The planner's cost table of this machine: seconds over one shard of 2^local_qubits amplitudes.
-
-    A tile kernel's base is one read and one write. A gate inside is priced at its share of the pass it joins: turns go
-    three to a pass, phases and linear maps many to a pass (taken as four), everything else alone. Fused matrices wider
-    than two qubits have no fast kernel here and are priced at what the general one takes.
-    """
-    amplitudes = 1 << local_qubits
-    at = costs.class_s
-    base = at["read0" if costs.amplitude_bytes << local_qubits > CACHED_BYTES else "cached_read"]
-    phase, linear, turn = at["phase_table"] / 4, at["permute2"] / 4, at["rotate_rows3"] / 3
-    fused = [0.0, at["matrix_row"], at["dense_rows"], *(at["dense_any3"] * 2.0 ** (m - 3) for m in range(3, 8))]
-    gates = {
-        "diagonal1": phase, "diagonal2": phase, "diagonal3": phase, "permutation1": linear, "permutation2": linear,
-        "dense1": turn + phase, "dense2": at["dense_rows"], "controlled1": at["matrix_row"] / 2,
-        "controlled2": at["dense_any3"] / 4, "*": at["dense_any3"],
-    }
-    return KernelTable(
-        name=name, fusion_s=(0.0, *((base + f) * amplitudes for f in fused[1:])), tile_s=(base * amplitudes,),
-        tile_gate_s={k: v * amplitudes for k, v in gates.items()}, tile_qubits=costs.tile_qubits,
-        pinned_qubits=TileShape.default(np.float32 if costs.amplitude_bytes == 8 else np.float64).run,
-        origin=costs.device)
