@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -158,7 +159,7 @@ def _apart(predicted: float | None, found: float | None) -> str:
     """Distance from the prediction: as a share of it, or as a multiple where it is large."""
     if predicted is None or found is None:
         return "–"
-    if predicted == found:
+    if math.isclose(predicted, found, rel_tol=1e-6):  # sums in another order
         return "0 %"
     ratio = found / predicted if predicted else 0.0
     if 0.5 <= ratio < 2:
