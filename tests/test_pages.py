@@ -72,7 +72,8 @@ def test_a_page_says_when_nothing_was_simulated(small_spec: Path, tmp_path: Path
 
 @pytest.mark.parametrize(("predicted", "found", "said"), [
     (10.0, 10.0, "0 %"), (0.3, 0.1 + 0.2, "0 %"), (10.0, 9.84, "−1.6 %"), (10.0, 15.0, "+50 %"), (1.0, 3.94, "× 3.9"),
-    (1.0, 524.4, "× 524"), (10.0, 1.0, "× 0.1"), (0.0, 1.0, "–"), (None, 1.0, "–"), (1.0, None, "–"), (2.0, -2.0, "–"), (0.0, 0.0, "0 %")])
+    (1.0, 524.4, "× 524"), (10.0, 1.0, "× 0.1"), (0.0, 1.0, "–"), (None, 1.0, "–"), (1.0, None, "–"),
+    (2.0, -2.0, "–"), (0.0, 0.0, "0 %")])
 def test_distances_from_the_prediction_read_as_shares_or_multiples(
         predicted: float | None, found: float | None, said: str) -> None:
     assert pages._apart(predicted, found) == said
