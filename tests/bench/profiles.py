@@ -1,6 +1,7 @@
 """How good ``wb profile`` is on this machine: repeatability of two campaigns, and errors at points never measured.
 
     python -m tests.bench.profiles [repeat|held-out|both] [KERNEL ...] [--folder F] [--budget 2m] [--points 4]
+        [--seed N]
 
 ``repeat`` profiles into F/first and F/second, one after the other, and compares the points both measured
 and neither marked noisy. ``held-out`` draws points between the knots of every table in F/first, measures them as
@@ -134,6 +135,7 @@ def main() -> None:
     given.add_argument("--folder", type=Path)
     given.add_argument("--budget", default="2m")
     given.add_argument("--points", type=int, default=4)
+    given.add_argument("--seed", type=int, default=2, help="of the points drawn; another one than any knot was chosen by")
     given.add_argument("kernels", nargs="*")
     asked = given.parse_args()
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="wb-profiles-"))
@@ -143,7 +145,7 @@ def main() -> None:
         print(f"Two campaigns of {asked.budget}, relative distance of points both measured\n\n"
               f"{table(repeatability(first, second))}\n")
     if asked.verb in ("both", "held-out"):
-        found = held_out(first, folder / "first", asked.points, np.random.default_rng(1))
+        found = held_out(first, folder / "first", asked.points, np.random.default_rng(asked.seed))
         print(f"Errors at points never measured, tables of one campaign of {asked.budget}\n\n{table(found)}")
 
 

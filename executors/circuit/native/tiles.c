@@ -5,6 +5,10 @@
  * The layouts of struct op and struct kernel are mirrored by the record types in emit.py.
  */
 
+#ifdef __linux__
+#define _GNU_SOURCE /* the processors a thread may run on */
+#include <sched.h>
+#endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
@@ -112,13 +116,17 @@ struct program {
     double *seconds;                                /* out: wall time of every kernel */
 };
 
+/* Tiles of the current kernel that one thread begins with: next ... end - 1. Alone in its cache lines. */
+struct share { long next, end; char apart[128 - 2 * sizeof(long)]; };
+
 struct team {
     const struct program *p;
     pthread_mutex_t lock;
     pthread_cond_t turned;
     int waiting, failed;
+    int shares;            /* one for each thread that was wanted */
     long generation;       /* read without the lock by those that spin */
-    long next;             /* next tile of the current kernel */
+    struct share *share;
     int64_t first;         /* first kernel that the team runs */
     int64_t *offset;       /* row offsets of the current kernel */
     double began;
@@ -137,11 +145,23 @@ static uint64_t deposit(uint64_t value, uint64_t mask) {
     return result;
 }
 
+static uint64_t across_tiles(const struct program *p, const struct kernel *kernel) {
+    return ((1ULL << p->address_bits) - 1) & ~kernel->inside & ~kernel->empty;
+}
+
+static long tiles_of(const struct program *p, int64_t k) {
+    return 1L << __builtin_popcountll(across_tiles(p, p->kernel + k));
+}
+
 static void prepare(struct team *team, long k) {
     const struct kernel *kernel = team->p->kernel + k;
     const uint64_t rows = kernel->inside & ~((1ULL << kernel->run) - 1);
     for (int64_t r = 0; r < 1LL << (kernel->bits - kernel->run); r++) team->offset[r] = (int64_t)deposit((uint64_t)r, rows);
-    __atomic_store_n(&team->next, 0, __ATOMIC_RELAXED);
+    const long tiles = tiles_of(team->p, k);
+    for (int j = 0; j < team->shares; j++) {
+        team->share[j].end = tiles * (j + 1) / team->shares;
+        __atomic_store_n(&team->share[j].next, tiles * j / team->shares, __ATOMIC_RELAXED);
+    }
     team->began = now();
 }
 
@@ -216,14 +236,10 @@ static int64_t most_rows(const struct program *p) {
     return bits;
 }
 
-static uint64_t across_tiles(const struct program *p, const struct kernel *kernel) {
-    return ((1ULL << p->address_bits) - 1) & ~kernel->inside & ~kernel->empty;
-}
-
 static long most_tiles(const struct program *p) {
     long most = 0;
     for (int64_t k = 0; k < p->kernels; k++) {
-        const long tiles = 1L << __builtin_popcountll(across_tiles(p, p->kernel + k));
+        const long tiles = tiles_of(p, k);
         if (tiles > most) most = tiles;
     }
     return most;
@@ -232,10 +248,6 @@ static long most_tiles(const struct program *p) {
 static size_t scratch_bytes(const struct program *p) {
     const size_t tile = 2UL * (size_t)p->precision << widest(p);
     return 2 * tile + 65536 + tile / 4;
-}
-
-static long tiles_of(const struct program *p, int64_t k) {
-    return 1L << __builtin_popcountll(across_tiles(p, p->kernel + k));
 }
 
 /* One tile of kernel k. */
@@ -250,23 +262,73 @@ static void run_tile(const struct team *team, int64_t k, long i, void *scratch) 
         double_run_tile(kernel, p->op, p->reals, p->ints, p->state, team->offset, start, outside, streamed, scratch);
 }
 
+struct worker {
+    struct team *team;
+    int number;
+#ifdef __linux__
+    cpu_set_t allowed; /* where it may go on once it has started */
+#endif
+};
+
+/* Threads begin with the same part of the state in every kernel, which is then still in their caches, and end with what
+   is left of the others' parts. */
 static void *work(void *argument) {
-    struct team *team = argument;
+    const struct worker *me = argument;
+    struct team *team = me->team;
     const struct program *p = team->p;
+#ifdef __linux__
+    if (me->number) sched_setaffinity(0, sizeof me->allowed, &me->allowed);
+#endif
     void *scratch = take(scratch_bytes(p));
     if (!scratch) __atomic_store_n(&team->failed, 1, __ATOMIC_RELAXED);
     for (int64_t k = team->first; k < p->kernels; k++) {
-        const long tiles = tiles_of(p, k);
-        for (;;) {
-            const long i = __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED);
-            if (i >= tiles || !scratch) break;
-            run_tile(team, k, i, scratch);
+        for (int j = 0; j < team->shares && scratch; j++) {
+            struct share *share = team->share + (me->number + j) % team->shares;
+            long i;
+            while ((i = __atomic_fetch_add(&share->next, 1, __ATOMIC_RELAXED)) < share->end) run_tile(team, k, i, scratch);
         }
         FLUSH_STREAMS();
         turn(team, k);
     }
     give(scratch);
     return 0;
+}
+
+#ifdef __linux__
+/* Starts thread `number` on a processor of its own: left to the system it often shares the caller's for milliseconds,
+   which is longer than many circuits take. Nonzero where that cannot be done. */
+static int start_apart(pthread_t *thread, struct worker *worker, int number, int *cpu) {
+    struct worker *me = worker + number;
+    const int here = sched_getcpu();
+    if (CPU_COUNT(&me->allowed) <= number) return 1;
+    do ++*cpu; while (*cpu < CPU_SETSIZE && (*cpu == here || !CPU_ISSET(*cpu, &me->allowed)));
+    if (*cpu >= CPU_SETSIZE) return 1;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(*cpu, &one);
+    pthread_attr_t where;
+    if (pthread_attr_init(&where)) return 1;
+    const int bad = pthread_attr_setaffinity_np(&where, sizeof one, &one) ||
+                    pthread_create(thread + number, &where, work, me);
+    pthread_attr_destroy(&where);
+    return bad;
+}
+#else
+static int start_apart(pthread_t *thread, struct worker *worker, int number, int *cpu) { return 1; }
+#endif
+
+/* Starts threads 1 ... wanted - 1; how many there are then, the caller among them. */
+static int start_all(pthread_t *thread, struct worker *worker, int wanted) {
+    int started = 1, cpu = -1;
+#ifdef __linux__
+    cpu_set_t allowed;
+    CPU_ZERO(&allowed);
+    sched_getaffinity(0, sizeof allowed, &allowed);
+    for (int j = 0; j < wanted; j++) worker[j].allowed = allowed;
+#endif
+    while (started < wanted && (!start_apart(thread, worker, started, &cpu) ||
+                                !pthread_create(thread + started, 0, work, worker + started))) started++;
+    return started;
 }
 
 /* The kernels of one tile at a program's start, on the calling thread: waking others would take longer than they do. */
@@ -290,26 +352,33 @@ int ENTRY(const struct program *p) {
     struct team team = {.p = p};
     team.offset = malloc(sizeof(int64_t) << most_rows(p));
     pthread_t *thread = malloc(sizeof(pthread_t) * (size_t)p->threads);
-    if (!team.offset || !thread) return 1;
-    run_alone(&team);
+    struct worker *worker = malloc(sizeof(struct worker) * (size_t)p->threads);
+    void *shares = 0;
+    if (posix_memalign(&shares, sizeof(struct share), sizeof(struct share) * (size_t)p->threads)) shares = 0;
+    team.share = shares;
+    team.failed = !team.offset || !thread || !worker || !shares;
+    if (!team.failed) run_alone(&team);
     if (team.first < p->kernels && !team.failed) {
         pthread_mutex_init(&team.lock, 0);
         pthread_cond_init(&team.turned, 0);
-        prepare(&team, team.first);
         struct program fewer = *p;
         const int useful = most_tiles(p) < p->threads ? (int)most_tiles(p) : p->threads;
-        int started = 1;
+        team.shares = useful;
+        prepare(&team, team.first);
+        for (int j = 0; j < useful; j++) worker[j] = (struct worker){.team = &team, .number = j};
         pthread_mutex_lock(&team.lock);
-        while (started < useful && !pthread_create(&thread[started], 0, work, &team)) started++;
+        const int started = start_all(thread, worker, useful);
         fewer.threads = started;
         team.p = &fewer;
         pthread_mutex_unlock(&team.lock);
-        work(&team);
+        work(worker);
         for (int i = 1; i < started; i++) pthread_join(thread[i], 0);
         pthread_mutex_destroy(&team.lock);
         pthread_cond_destroy(&team.turned);
     }
     free(team.offset);
     free(thread);
+    free(worker);
+    free(shares);
     return team.failed;
 }
