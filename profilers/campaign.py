@@ -1,9 +1,10 @@
 """A profiling campaign: cover every op's grid, refine where interpolation is least sure, until time is up.
 
 Order: corners of every grid first, round robin over the ops, then the values between, of ops that use one CPU and of
-those that use all; then the gap with the largest estimated error of interpolation for the time its table has had, in
-turn with points to see again: every point is seen at two times at least (a disturbance of seconds looks like a steady
-kernel), noisy ones at up to four. It ends when every gap is below the target and every point was seen often enough.
+those that use all; then the gap with the largest estimated error of interpolation for the time its table has had (its
+ends once more before it is split), in turn with points to see again: every point is seen at two times at least (a
+disturbance of seconds looks like a steady kernel), noisy ones at up to four. It ends when every gap is below the target
+and every point was seen often enough.
 
 A gap's estimate is half the leave-one-out error at its ends beyond what noise explains (leaving one out doubles the
 distance of the knots, and at a kink the error grows with that distance), or half of what the two ways of interpolating
@@ -226,7 +227,7 @@ def _refining(wanted: Sequence[Series], error_target: float) -> Iterator[tuple[S
 
 
 def _least_sure(wanted: Sequence[Series], error_target: float) -> list[tuple[Series, At]]:
-    """The points that split the least sure gap; none when every gap is sure enough.
+    """The points to measure for the least sure gap; none when every gap is sure enough.
 
     Gaps count less the longer their table was measured, so that a kernel whose time is no smooth curve (a library that
     changes its ways from size to size) does not use up the time of all others.

@@ -4,16 +4,21 @@
 are spawned, and are told before every timed block how many calls follow, so no call waits for anything but its peers.
 A point-to-point message goes from rank 0 to rank 1 and back; half the time of the pair is one message.
 
-Where ranks outnumber free CPUs, up to a quarter of the calls (of some messages half) wait some milliseconds until the
-scheduler has its next tick. So a block counts with the lower quartile of its calls: what a call takes when nobody
-waits for a tick.
+gloo works in threads of its own, and how those share the CPUs decides what a call takes. Left to the system, one call
+in four (of some messages every second one) waits milliseconds until the scheduler has its next tick. So every rank
+keeps to a CPU of its own, its gloo threads too, and all of them are batch threads (Linux' SCHED_BATCH, open to every
+user): none interrupts another that is about to hand over its work, and no call waits for a tick. An all-to-all takes
+half as long where one rank always comes late, so ranks come together before each. A block counts with the median of its
+calls.
 """
 
 from __future__ import annotations
 
 import datetime
+import math
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 from profilers.family import GridAxis, Op, Point, Prepared, Work
+from profilers.harness import available_cpus, fixed_conditions
 from workbench.processes import deaf_to_interrupts
 
 __all__ = ["OPS", "call_of", "close_groups"]
@@ -33,7 +39,9 @@ __all__ = ["OPS", "call_of", "close_groups"]
 _FLOAT_BYTES = 4
 _PATIENCE = datetime.timedelta(seconds=60)
 _RANKS = 2
-_LEAST_CALLS = 4
+_LEAST_CALLS, _MOST_CALLS = 4, 40
+_BLOCK_S = 0.01
+_UNTIMED = 3
 
 
 def call_of(op: str, size_bytes: int, device: str) -> Callable[[], Any]:
@@ -66,6 +74,14 @@ def call_of(op: str, size_bytes: int, device: str) -> Callable[[], Any]:
     return there_and_back
 
 
+def _gather(op: str, device: str) -> Callable[[], Any]:
+    """What ranks do before each call of a collective, off the clock."""
+    if op != "all_to_all":
+        return lambda: None
+    token = torch.zeros(1, device=device)
+    return lambda: dist.all_reduce(token)
+
+
 def _own(device: str, rank: int) -> str:
     """The device of a rank."""
     return f"cuda:{rank}" if device == "cuda" else device
@@ -78,43 +94,37 @@ def _too_few_gpus(device: str) -> str | None:
 
 
 def _join(store: str, rank: int, ranks: int, device: str) -> None:
-    """Join the group. Its threads, made here, may run on every CPU, while the caller is bound to its own again.
-
-    gloo moves data in threads of its own; bound to the CPU of the thread that waits for them, they get their turn
-    milliseconds late.
-    """
+    """Join the group, on CPUs with all threads in one place (a new thread has the CPUs and the policy of its maker)."""
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank)
-    bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    if bound is not None:
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    elif hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # a spawned process has only its parent's
+        cpus = available_cpus()
+        os.sched_setaffinity(0, {cpus[rank % len(cpus)]})
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     dist.init_process_group("gloo" if device == "cpu" else "nccl", init_method=Path(store).as_uri(), rank=rank,
                             world_size=ranks, timeout=_PATIENCE)
-    if bound is not None:
-        os.sched_setaffinity(0, bound)
 
 
 def _follow(pipe: Connection, store: str, rank: int, ranks: int, device: str) -> None:
-    """What ranks above 0 do: prepare the call they are told, join in as many as they are told, until told nothing.
-
-    A spawned process inherits the CPUs its parent is bound to; the main threads of ranks above 0 get all the others.
-    """
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0) or {0})
-    _join(store, rank, ranks, device)
-    call: Callable[[], Any] | None = None
-    while (told := pipe.recv()) is not None:
-        if isinstance(told, tuple):
-            op, size_bytes = told
-            call = call_of(op, size_bytes, _own(device, rank))
-            continue
-        assert call is not None
-        for _ in range(told):
-            call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-    dist.destroy_process_group()
+    """What ranks above 0 do: prepare the call they are told, join in as many as they are told, until told nothing."""
+    with fixed_conditions(device=device):  # as rank 0: gloo allocates in every call
+        _join(store, rank, ranks, device)
+        call: Callable[[], Any] | None = None
+        gather = _gather("", device)
+        while (told := pipe.recv()) is not None:
+            if isinstance(told, tuple):
+                op, size_bytes = told
+                call, gather = call_of(op, size_bytes, _own(device, rank)), _gather(op, _own(device, rank))
+                continue
+            assert call is not None
+            for _ in range(told):
+                gather()
+                call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+        dist.destroy_process_group()
 
 
 class _Group:
@@ -139,6 +149,8 @@ class _Group:
         for pipe in self.pipes:
             pipe.send(None)
         dist.destroy_process_group()
+        if hasattr(os, "sched_setscheduler"):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         for process in self._others:
             process.join(10)
             if process.is_alive():
@@ -165,26 +177,33 @@ def close_groups() -> None:
 class _GroupTimer:
     """Wall time of rank 0, with the other ranks told how many calls to join in."""
 
-    def __init__(self, pipes: list[Connection], pids: tuple[int, ...], messages: int, device: str) -> None:
-        self._pipes, self._messages, self.pids = pipes, messages, pids
+    def __init__(self, pipes: list[Connection], pids: tuple[int, ...], op: str, device: str) -> None:
+        self._pipes, self.pids = pipes, pids
+        self._messages, self._gather = 2 if op == "p2p" else 1, _gather(op, _own(device, 0))
+        self._call_s = math.inf
         self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
         self.processes = 1 + len(pipes)
 
     def block(self, kernel: Callable[[], Any], calls: int) -> float:
         """See ``profilers.harness.Timer``."""
-        timed = max(calls, _LEAST_CALLS)
+        timed = max(calls, _LEAST_CALLS, min(_MOST_CALLS, int(_BLOCK_S / self._call_s)))
         for pipe in self._pipes:
-            pipe.send(timed + 1)
-        # One call that is not timed: everybody has arrived when it ends.
-        kernel()
+            pipe.send(timed + _UNTIMED)
+        # Calls that are not timed: everybody has arrived when the first one ends, and is in step after some more.
+        for _ in range(_UNTIMED):
+            self._gather()
+            kernel()
         self._wait()
         spent = []
         for _ in range(timed):
+            self._gather()
+            self._wait()
             start = time.perf_counter()
             kernel()
             self._wait()
             spent.append(time.perf_counter() - start)
-        return calls * float(np.quantile(spent, 0.25)) / self._messages
+        self._call_s = statistics.median(spent)
+        return calls * self._call_s / self._messages
 
 
 def _prepare(op: str) -> Callable[..., Prepared]:
@@ -193,7 +212,7 @@ def _prepare(op: str) -> Callable[..., Prepared]:
         for pipe in group.pipes:
             pipe.send((op, point["bytes"]))
         return Prepared(call_of(op, point["bytes"], _own(device, 0)),
-                        _GroupTimer(group.pipes, group.pids, 2 if op == "p2p" else 1, device))
+                        _GroupTimer(group.pipes, group.pids, op, device))
 
     return prepare
 

@@ -91,7 +91,7 @@ class Series:
 
     def unsure(self) -> list[At]:
         """Points to measure once more: those seen at one time only, and noisy ones not yet given up."""
-        return [at for at, found in self.points.items() if len(self._visits[at]) < (
+        return [at for at, found in self.points.items() if at not in self.failed and len(self._visits[at]) < (
             _VISITS if found.noise is None else _MOST_VISITS)]
 
     def table(self, device: str, provenance: Provenance) -> ProfileTable:
@@ -138,7 +138,11 @@ class Series:
                 np.array([m.median_s for m in self.points.values()]))
 
     def worst_gap(self) -> tuple[float, list[At]]:
-        """(estimated error of interpolating in the least sure gap, the points that would split it)."""
+        """(estimated error of interpolating in the least sure gap, the points to measure for it).
+
+        Those are its ends as long as some were seen at one time only, later the points that split it: what a
+        disturbance of seconds did to a knot looks like a bend, and the knots put around it would be for nothing.
+        """
         if self._worst is None:
             self.prior()
             self._worst = max(self._gaps(), key=lambda gap: gap[0], default=(0.0, []))
@@ -158,9 +162,11 @@ class Series:
                 split = [at for suffix in suffixes if (at := (*prefix, middle, *suffix)) not in self.failed]
                 if split:
                     share = _share(self.op.axes[j], low, middle, high)
-                    doubt = [self._doubt((*prefix, low, *at[j + 1:]), at, (*prefix, high, *at[j + 1:]), share)
-                             for at in split]
-                    yield max(size.get(low, 0.0) / _EDGE, size.get(high, 0.0) / _EDGE, max(doubt) * _COMMITTEE), split
+                    ends = [((*prefix, low, *at[j + 1:]), (*prefix, high, *at[j + 1:])) for at in split]
+                    doubt = [self._doubt(first, at, last, share) for at, (first, last) in zip(split, ends, strict=True)]
+                    once = [at for pair in ends for at in pair if self.visits(at) < _VISITS and at not in self.failed]
+                    yield (max(size.get(low, 0.0) / _EDGE, size.get(high, 0.0) / _EDGE, max(doubt) * _COMMITTEE),
+                           once or split)
 
     def _doubt(self, low: At, middle: At, high: At, share: float) -> float:
         """How far apart the two ways of interpolating are in the middle of a gap."""

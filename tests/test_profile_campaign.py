@@ -290,8 +290,25 @@ def test_a_kernel_that_never_runs_costs_the_others_nothing(on_op: Any, tmp_path:
     assert [row["table"] for row in on_op(*ops, folder=tmp_path).run(30.0, silent)] == ["runs(kind=runs)"]
 
 
+def test_a_knot_that_fails_when_seen_again_keeps_its_first_measurement(on_op: Any, tmp_path: Path) -> None:
+    """The campaign ends all the same, and splits the gaps beside it."""
+    seen: set[int] = set()
+
+    def formula(point: Any) -> float:
+        if point["x"] == 1 and 1 in seen:
+            raise ValueError("only once")
+        seen.add(point["x"])
+        return 1e-3 * point["x"] ** (1 if point["x"] < 20 else 2)
+
+    campaign = on_op(scripted(formula, name="once", variants=({"kind": "once"},)), folder=tmp_path)
+    campaign.run(30.0, silent)
+    series = campaign.series[0]
+    assert series.visits((1,)) == 1 and (1,) in series.points and (1,) in series.failed
+    assert len(series.points) > len(series.grid)
+
+
 def test_a_collective_counts_without_the_calls_that_waited_for_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call in five takes 4 ms more; a block is as long as its calls' lower quartile says."""
+    """One call in five takes 4 ms more; a block is as long as its calls' median says."""
     clock = [0.0]
     calls = itertools.count()
     told: list[int] = []
@@ -301,10 +318,11 @@ def test_a_collective_counts_without_the_calls_that_waited_for_a_tick(monkeypatc
 
     monkeypatch.setattr(collectives.time, "perf_counter", lambda: clock[0])
     pipe: Any = SimpleNamespace(send=told.append)
-    timer = collectives._GroupTimer([pipe], (), 1, "cpu")
+    timer = collectives._GroupTimer([pipe], (), "all_reduce", "cpu")
     assert timer.block(call, 20) / 20 == pytest.approx(2e-4)
     assert timer.block(call, 1) == pytest.approx(2e-4)
-    assert told == [21, 5], "one call that is not timed, and four at least that are"
+    untimed = collectives._UNTIMED
+    assert told == [20 + untimed, collectives._MOST_CALLS + untimed], "short calls fill a block"
 
 
 def test_families_are_found_and_unknown_names_get_the_nearest() -> None:

@@ -135,7 +135,7 @@ def main() -> None:
     given.add_argument("--folder", type=Path)
     given.add_argument("--budget", default="2m")
     given.add_argument("--points", type=int, default=4)
-    given.add_argument("--seed", type=int, default=2, help="of the points drawn; another one than any knot was chosen by")
+    given.add_argument("--seed", type=int, default=2, help="of the points drawn")
     given.add_argument("kernels", nargs="*")
     asked = given.parse_args()
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="wb-profiles-"))
