@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from planners import pipeline
+from planners.pipeline import layers
 from planners.pipeline.assembly import candidate, draft
 from planners.pipeline.baselines import downsets, pipedream_stages
 from planners.pipeline.bounds import area_bound, chain_bound, iteration_bound, partition_bound
@@ -27,7 +28,7 @@ from planners.pipeline.models import generate
 from planners.pipeline.planning import priced
 from planners.pipeline.pricing import Prices
 from planners.pipeline.probe import Chosen, Shape, Work
-from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
+from planners.pipeline.problem import Cluster, Edge, FileModel, Layer, LinkRate, Model, Operator, Problem
 from planners.pipeline.search import Line, Tree, smallest_bottleneck
 from tests import oracles_pipeline as oracles
 from workbench.costs import Axis, ProfileTable, Provenance, TableCosts, open_costs
@@ -499,6 +500,19 @@ def layer_tables(device: str = "cpu") -> TableCosts:
         table("dense_backward", dense, lambda i, w, n: 2e-9 * i * w * n, input_gradient="yes"),
         table("dense_backward", dense, lambda i, w, n: 1e-9 * i * w * n, input_gradient="no"),
         table("weight_update", ("bytes",), lambda b: 1e-9 * b, optimizer="sgd")])
+
+
+@pytest.mark.parametrize("device", ["cpu", "V100"])
+@pytest.mark.parametrize(("inputs", "dtype", "aliased"), [(511, "fp32", False), (512, "fp32", True),
+                                                          (1536, "fp32", True), (512, "bf16", False)])
+def test_a_backward_with_rows_that_alias_on_a_cpu_has_a_table_of_its_own(device: str, inputs: int, dtype: str,
+                                                                        aliased: bool) -> None:
+    layer = Layer(kind="dense", inputs=inputs, width=8)
+    graph = build((Operator(name="only", layer=layer),), ())
+    found = layers.calls(graph, 0, dtype, device)
+    assert found is not None
+    assert found[0][0].op == "dense_forward"
+    assert found[1][0].op == ("dense_backward_aliased" if aliased and device == "cpu" else "dense_backward")
 
 
 def test_layers_without_times_are_priced_by_measured_layers() -> None:

@@ -2,6 +2,9 @@
 
 ``<layer>_forward`` is the layer's module with autograd recording and saved tensors counted, ``<layer>_backward`` its
 backward with gradients added to those of earlier micro-batches; ``input_gradient = no`` for layers that read only data.
+``dense_backward_aliased`` is the backward of layers whose rows are a multiple of 2 KiB long: with few samples the rows
+of the weights' gradient, which are added to one after the other, then compete for the same lines of a CPU's first
+cache.
 ``join`` puts several inputs side by side, ``loss`` is the distance to a target, ``weight_update`` one optimizer step of
 a layer's weights. ``samples`` is the local batch; weights stay in the cache from call to call where they fit.
 """
@@ -18,6 +21,7 @@ from torch import nn
 
 from executors.pipeline.modules import layer_module
 from executors.pipeline.training import loss_of, optimizer_for
+from planners.pipeline.layers import ALIASED
 from planners.pipeline.problem import Layer
 from profilers.family import GridAxis, Op, Point, Prepare, Prepared, Work, drawn
 
@@ -186,9 +190,11 @@ def _optimizers(keys: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
 
 # One row is a product with a vector; from two rows on libraries repack the matrix first.
 _SAMPLES = GridAxis("samples", (1, 2, 8, 64))
-_BYTES = GridAxis("bytes", (1 << 10, 1 << 16, 1 << 22), step=64)
+_BYTES = GridAxis("bytes", (1 << 10, 1 << 16, 1 << 18, 1 << 20, 1 << 22), step=64)
 _GPU_BYTES = {"axes": (GridAxis("bytes", (1 << 12, 1 << 20, 1 << 28), step=64),), "variants": _GPU}
-_DENSE = (GridAxis("inputs", (64, 512, 2048), step=16), GridAxis("width", (64, 512, 2048), step=16), _SAMPLES)
+_WIDTHS = GridAxis("width", (64, 512, 2048), step=16)
+_DENSE = (GridAxis("inputs", (64, 496, 2064), step=16), _WIDTHS, _SAMPLES)
+_ALIASED = (GridAxis("inputs", (ALIASED, 4 * ALIASED), step=ALIASED), _WIDTHS, _SAMPLES)
 _GPU_DENSE = (GridAxis("inputs", (256, 1024, 4096), step=64), GridAxis("width", (256, 1024, 4096), step=64),
               GridAxis("samples", (1, 32, 1024)))
 _ENCODER = (GridAxis("width", (64, 256), step=64), GridAxis("hidden", (256, 1024), step=64),
@@ -196,7 +202,7 @@ _ENCODER = (GridAxis("width", (64, 256), step=64), GridAxis("hidden", (256, 1024
 _GPU_ENCODER = (GridAxis("width", (512, 2048), step=64), GridAxis("hidden", (2048, 8192), step=64),
                 GridAxis("heads", (8, 32), base=2), GridAxis("tokens", (128, 1024), step=8),
                 GridAxis("samples", (1, 8, 64)))
-_TABLE = (GridAxis("rows", (1 << 10, 1 << 15), step=64), GridAxis("dim", (16, 64), step=16),
+_TABLE = (GridAxis("rows", (1 << 10, 1 << 13, 1 << 15), step=64), GridAxis("dim", (16, 64), step=16),
           GridAxis("bag", (1, 32)), GridAxis("samples", (1, 64)))
 _GPU_TABLE = (GridAxis("rows", (1 << 15, 1 << 20), step=64), GridAxis("dim", (16, 64), step=16),
               GridAxis("bag", (1, 128)), GridAxis("samples", (1, 1024)))
@@ -221,6 +227,9 @@ OPS = (
     Op(name="dense_backward", about="its backward", variants=_with_gradients(_CPU), prepare=_dense("backward"),
        axes=_DENSE, work=_dense_work(2), terms=_DENSE_TERMS, held=(("inputs width", _float_bytes(3)),),
        on_cuda={"axes": _GPU_DENSE, "variants": _with_gradients(_GPU)}),
+    Op(name="dense_backward_aliased", about="its backward, rows of whole 2 KiB", variants=_with_gradients(_CPU),
+       prepare=_dense("backward"), axes=_ALIASED, work=_dense_work(2), terms=_DENSE_TERMS,
+       held=(("inputs width", _float_bytes(3)),), devices=("cpu",)),
     Op(name="transformer_forward", about="encoder layer", variants=_CPU, prepare=_transformer("forward"),
        axes=_ENCODER, work=_transformer_work(1), terms=_ENCODER_TERMS,
        on_cuda={"axes": _GPU_ENCODER, "variants": _GPU}),

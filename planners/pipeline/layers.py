@@ -4,6 +4,7 @@ An operator with a layer and neither times nor kernels costs its layer's forward
     dense(inputs, width, samples), transformer(width, hidden, heads, tokens, samples), embedding(rows, dim, bag,
     samples), join(bytes) for operators that read several tensors, loss(bytes) for operators nobody reads, and
     weight_update(bytes) once a mini-batch.
+On CPUs the backward of a dense layer has a table of its own where its rows are whole multiples of 2 KiB (``ALIASED``).
 An operator that reads no other operator has no gradient of its input to compute: ``input_gradient`` says so.
 """
 
@@ -14,9 +15,12 @@ from typing import NamedTuple
 from planners.pipeline.graph import OperatorGraph
 from planners.pipeline.problem import Layer, Operator
 
-__all__ = ["Call", "calls", "joined_width", "measured_by_layer", "update_call"]
+__all__ = ["ALIASED", "Call", "calls", "joined_width", "measured_by_layer", "update_call"]
 
 FLOAT_BYTES = {"fp32": 4, "bf16": 2}
+ALIASED = 512
+"""Inputs in 2 KiB of fp32: a weight gradient with rows of a multiple of that takes up to four times as long to add to,
+since such rows compete for the same lines of a CPU's first cache."""
 
 
 class Call(NamedTuple):
@@ -45,8 +49,8 @@ def _width(layer: Layer | None) -> int:
     return 0 if layer is None else layer.width
 
 
-def calls(graph: OperatorGraph, v: int, dtype: str) -> tuple[list[Call], list[Call]] | None:
-    """What the forward and the backward of operator ``v`` take; ``None`` for layers that no table knows."""
+def calls(graph: OperatorGraph, v: int, dtype: str, device: str | None) -> tuple[list[Call], list[Call]] | None:
+    """What the forward and the backward of operator ``v`` take on ``device``; ``None`` for layers no table knows."""
     layer = graph.operators[v].layer
     assert layer is not None
     if layer.kind == "imported":
@@ -57,6 +61,8 @@ def calls(graph: OperatorGraph, v: int, dtype: str) -> tuple[list[Call], list[Ca
     if len(graph.reads[v]) + bool(layer.inputs) > 1:
         both = _both("join", dtype, {}, "bytes", joined_width(graph, v) * size)
         forward, backward = [*forward, both[0]], [*backward, both[1]]
+    if layer.kind == "dense" and device == "cpu" and joined_width(graph, v) * FLOAT_BYTES[dtype] % (4 * ALIASED) == 0:
+        backward = [backward[0]._replace(op=f"{backward[0].op}_aliased"), *backward[1:]]
     if not graph.read_by[v]:
         both = _both("loss", dtype, {}, "bytes", layer.width * size)
         forward, backward = [*forward, both[0]], [*backward, both[1]]

@@ -260,7 +260,7 @@ class Prices:
     def _layer(self, v: int, local: Floats) -> tuple[Floats, Floats, np.ndarray]:
         """Forward and backward of a whole layer, from its own tables."""
         o, ranks = self.graph.operators[v], np.zeros(len(local), dtype=np.int8)
-        found = layers.calls(self.graph, v, self.problem.run.dtype)
+        found = layers.calls(self.graph, v, self.problem.run.dtype, self.cluster.device)
         if found is None:
             raise MissingProfile(f"operator {o.name!r} was imported without times or kernels", keys=[o.name],
                                  hint='measure its layers: measure = "cpu" beside module in [model]')
