@@ -33,6 +33,8 @@ __all__ = ["OPS", "decode", "decode_selected", "prefill", "verify"]
 _TRIAL_ROWS, _TRIALS = 8192, 7
 _LANES = 32
 _THREADED_BYTES = 1 << 18
+_PART_ROWS = 256
+_LINE = 64
 
 
 def prefill(q_BHTD: torch.Tensor, k_BNTD: torch.Tensor, v_BNTD: torch.Tensor) -> torch.Tensor:
@@ -70,9 +72,10 @@ def _products(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) 
 
 def _one_pass(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor,
               selected_NK: torch.Tensor | None = None) -> torch.Tensor:
-    """All rows, or the selected ones of a single sequence, each read once; heads are shared out among torch's threads.
+    """All rows, or the selected ones of a single sequence, each read once; work is shared out among torch's threads.
 
-    Keys and values may be views of larger caches, as long as a row's own numbers are next to each other.
+    Heads that do not divide evenly among the threads have their rows cut in parts that do. Keys and values may be views
+    of larger caches, as long as a row's own numbers are next to each other.
     """
     b, n, g, d = q_BNGD.shape
     q = q_BNGD.contiguous()
@@ -81,22 +84,27 @@ def _one_pass(q_BNGD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor,
     rows = k_BNSD.shape[2] if chosen is None else chosen.shape[1]
     size = q.element_size()
     strides = [stride * size for x in (k_BNSD, v_BNSD) for stride in x.stride()[:3]]
-    threads = min(torch.get_num_threads(), b * n) if 2 * b * n * rows * d * size >= _THREADED_BYTES else 1
-    _native()(q.data_ptr(), k_BNSD.data_ptr(), v_BNSD.data_ptr(), 0 if chosen is None else chosen.data_ptr(), *strides,
-              b, n, rows, g, d, size, math.log2(math.e) / d**0.5, threads, out.data_ptr())
+    threads = torch.get_num_threads() if 2 * b * n * rows * d * size >= _THREADED_BYTES else 1
+    parts = max(1, min(threads // math.gcd(threads, b * n), rows // _PART_ROWS))
+    native = _native()
+    room = torch.empty(b * n * parts * native.walk_bytes(g, d) + _LINE, dtype=torch.uint8)
+    native.decode(q.data_ptr(), k_BNSD.data_ptr(), v_BNSD.data_ptr(), 0 if chosen is None else chosen.data_ptr(),
+                  *strides, b, n, rows, g, d, size, math.log2(math.e) / d**0.5, min(threads, b * n * parts), parts,
+                  room.data_ptr() + -room.data_ptr() % _LINE, out.data_ptr())
     return out
 
 
 @functools.cache
 def _native() -> Any:
-    """The function of ``native/decode.c``, or ``None`` where nothing can be built."""
+    """The functions of ``native/decode.c``, or ``None`` where nothing can be built."""
     made = library("decode")
     if made is None:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    made.decode.argtypes = [pointer] * 4 + [number] * 12 + [ctypes.c_float, number, pointer]
+    made.decode.argtypes = [pointer] * 4 + [number] * 12 + [ctypes.c_float, number, number, pointer, pointer]
     made.decode.restype = None
-    return made.decode
+    made.walk_bytes.argtypes, made.walk_bytes.restype = [number, number], number
+    return made
 
 
 def _takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:

@@ -46,26 +46,28 @@ def test_decode_equals_the_definition_in_every_formulation(way: object, width: i
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), group=st.integers(1, 9), width=st.sampled_from([32, 64, 96, 128]),
        rows=st.sampled_from([1, 2, 3, 5, 63, 64, 65, 129, 200]), large=st.sampled_from([1.0, 30.0]),
-       dtype=st.sampled_from([torch.float32, torch.bfloat16]), threads=st.sampled_from([1, 2]))
+       dtype=st.sampled_from([torch.float32, torch.bfloat16]), heads=st.sampled_from([1, 2, 3]),
+       threads=st.sampled_from([1, 2, 5]))
 def test_one_pass_over_views_of_larger_caches_equals_the_definition(seed: int, group: int, width: int, rows: int,
-                                                                    large: float, dtype: torch.dtype,
+                                                                    large: float, dtype: torch.dtype, heads: int,
                                                                     threads: int) -> None:
-    """Any number of queries and rows, scores far apart, keys and values with gaps between heads and rows."""
+    """Any number of queries and rows, scores far apart, keys and values with gaps between heads and rows; heads that
+    do not divide evenly among the threads, so that rows are walked in parts."""
     rng = np.random.default_rng(seed)
-    q = torch.from_numpy(large * rng.standard_normal((2, 2, group, width), dtype=np.float32)).to(dtype)
-    cache = torch.from_numpy(rng.standard_normal((2, 2, rows + 3, 2, width), dtype=np.float32)).to(dtype)
+    q = torch.from_numpy(large * rng.standard_normal((2, heads, group, width), dtype=np.float32)).to(dtype)
+    cache = torch.from_numpy(rng.standard_normal((2, heads, rows + 3, 2, width), dtype=np.float32)).to(dtype)
     k, v = cache[:, :, 2:rows + 2, 0], cache[:, :, 1:rows + 1, 1]
-    before = torch.get_num_threads(), attention._THREADED_BYTES
+    before = torch.get_num_threads(), attention._THREADED_BYTES, attention._PART_ROWS
     torch.set_num_threads(threads)
-    attention._THREADED_BYTES = 1
+    attention._THREADED_BYTES, attention._PART_ROWS = 1, 8
     try:
         found = attention._one_pass(q, k, v).float().numpy()
     finally:
         torch.set_num_threads(before[0])
-        attention._THREADED_BYTES = before[1]
+        attention._THREADED_BYTES, attention._PART_ROWS = before[1:]
     error = {"rtol": 2e-5, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-4}
     for b in range(2):
-        for n in range(2):
+        for n in range(heads):
             np.testing.assert_allclose(found[b, n], plain_attention(*(x[b, n].float().numpy() for x in (q, k, v))),
                                        **error)
 
@@ -81,7 +83,13 @@ def test_one_pass_gives_not_a_number_where_a_key_is_none() -> None:
 
 @pytest.mark.parametrize("width", [16, 64])
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
-def test_decode_over_selected_rows_equals_the_definition_on_those_rows(width: int, index: torch.dtype) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_decode_over_selected_rows_equals_the_definition_on_those_rows(
+        width: int, index: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads take three heads' rows in parts."""
+    monkeypatch.setattr(attention, "_THREADED_BYTES", 1)
+    monkeypatch.setattr(attention, "_PART_ROWS", 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     rng = np.random.default_rng(1)
     q, k, v = (rng.standard_normal((3, n, width)).astype(np.float32) for n in (4, 200, 200))
     chosen = np.stack([rng.permutation(200)[:67] for _ in range(3)])

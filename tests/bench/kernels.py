@@ -1,13 +1,15 @@
 """Bars of the CPU kernels against their peers, interleaved in one process: run ``python -m tests.bench.kernels``.
 
 PQ search by joint code against faiss's PQ search of the same codes (skipped without the package faiss-cpu), dense
-decode against torch's fused attention and plain products, cross-polytope hashing against its bare matrix product.
-Times are medians of interleaved repeats on one thread; on a busy machine only the ratios mean anything.
+decode against torch's fused attention and plain products (also over many shapes, on one thread and on two),
+cross-polytope hashing against its bare matrix product. Times are medians of interleaved repeats, on one thread where
+nothing else is said; on a busy machine only the ratios mean anything.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import statistics
 import sys
 import time
@@ -18,10 +20,11 @@ import numpy as np
 import torch
 
 from profilers import attention, lsh, pq
-from profilers.harness import fixed_conditions
+from profilers.harness import available_cpus, fixed_conditions
 
 REPEATS = 15
 KV_HEADS, GROUP, WIDTH, BITS = 8, 4, 128, 6
+COLD_ROWS = 1 << 17
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
@@ -54,9 +57,9 @@ def quantised(tokens: int, rng: np.random.Generator) -> tuple[torch.Tensor, torc
     return centroids, codes.to(torch.uint8)
 
 
-def search(tokens: int) -> None:
+def search(tokens: int, k: int) -> None:
     rng = np.random.default_rng(0)
-    k, scale = tokens // 20, WIDTH**-0.5
+    scale = WIDTH**-0.5
     centroids, codes = quantised(tokens, rng)
     q = torch.from_numpy(rng.standard_normal((KV_HEADS, GROUP, WIDTH), dtype=np.float32))
     groups = pq.Inverted.of(codes, 1 << BITS)
@@ -111,7 +114,7 @@ def decode() -> None:
         found = interleaved({
             "ours": lambda q=q, k=k, v=v: attention.decode(q, k, v),
             "torch fused, folded": lambda q=q, k=k, v=v: fused(q, k, v),
-            "bmm, softmax, bmm": lambda q=q, k=k, v=v: torch.softmax(q @ k.transpose(2, 3) * q.shape[3]**-0.5, -1) @ v})
+            "bmm, softmax, bmm": lambda q=q, k=k, v=v: products(q, k, v, q.shape[3]**-0.5)})
         show(f"Dense decode, {rows} rows of {width} {str(dtype)[6:]}, {heads} KV heads, queries each: {group}", found,
              "ours")
     q, k, v = (x[0] for x in cache(131072, KV_HEADS, GROUP, WIDTH, torch.float32))
@@ -121,6 +124,36 @@ def decode() -> None:
         "ours": lambda: attention.decode_selected(q, k, v, chosen),
         "gather, torch fused": lambda: fused(q[None], pq.gather_rows(k, chosen)[None], pq.gather_rows(v, chosen)[None])
     }), "ours")
+
+
+def decode_shapes(threads: int) -> None:
+    """Dense decode over shapes and formats: how many times as long the better of torch's two ways takes.
+
+    Every call reads another copy of the cache than the call before, so that none finds what another one left behind.
+    """
+    ratios: dict[str, list[float]] = {}
+    fused = torch.nn.functional.scaled_dot_product_attention
+    for rows, heads, group, width, dtype in itertools.product((4096, 32768), (1, 3, 8), (1, 4, 16), (64, 128),
+                                                              (torch.float32, torch.bfloat16)):
+        copies = [cache(rows, heads, group, width, dtype) for _ in range(max(2, COLD_ROWS // (rows * heads)))]
+        turns = itertools.cycle(copies)
+        scale = width**-0.5
+        found = interleaved({
+            "ours": lambda turns=turns: attention.decode(*next(turns)),
+            "fused": lambda turns=turns: fused(*next(turns)),
+            "products": lambda turns=turns, scale=scale: products(*next(turns), scale)}, repeats=9)
+        ratio = min(found["fused"], found["products"]) / found["ours"]
+        ratios.setdefault(str(dtype)[6:], []).append(ratio)
+        if ratio < 1:
+            print(f"  not the fastest: {rows} rows of {width} {str(dtype)[6:]}, {heads} KV heads, "
+                  f"queries each: {group}: {ratio:.2f}")
+    for name, of in ratios.items():
+        print(f"Dense decode, {threads} threads, {len(of)} shapes, {name}: the better of torch's ways takes "
+              f"{min(of):.2f} to {max(of):.2f} times as long, median {statistics.median(of):.2f}")
+
+
+def products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    return torch.softmax(q @ k.transpose(2, 3) * scale, -1) @ v
 
 
 def hashing() -> None:
@@ -142,10 +175,13 @@ def hashing() -> None:
 
 def main() -> None:
     with fixed_conditions(threads=1):
-        search(32768)
-        search(131072)
+        for tokens, k in ((32768, 1638), (131072, 1638), (131072, 6553)):
+            search(tokens, k)
         decode()
         hashing()
+    for threads in range(1, min(2, len(available_cpus())) + 1):
+        with fixed_conditions(threads=threads):
+            decode_shapes(threads)
 
 
 if __name__ == "__main__":
