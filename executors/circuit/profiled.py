@@ -31,6 +31,7 @@ __all__ = ["CLASSES", "GATES", "OPS"]
 GATES = 8
 _REAL: dict[int, np.dtype[Any]] = {8: np.dtype(np.float32), 16: np.dtype(np.float64)}
 _REPEATS = 4
+_PASSES = 4
 _LEAST_SHARE = 0.02
 _CUDA_TILE = 11
 CLASSES = ("diagonal1", "diagonal2", "permutation1", "dense1", "controlled1", "dense2", "*")
@@ -83,8 +84,11 @@ class _Clock:
 def _on_cpu(gates: Sequence[Gate], qubits: int, real: np.dtype, repeats: int) -> Callable[[], _Times]:
     """Runs over a state with every amplitude alive; the gates' operations ``repeats`` times over in their kernel.
 
-    Two passes that run nothing come first: threads start and caches fill in one, the other is the empty pass. Seconds
-    are the engine's own, kernel by kernel, as of kernels within a program.
+    Passes that run nothing come first; the last of them is the empty pass. In the ones before it threads start (until
+    then the first one takes all tiles) and each one's tiles come into its own caches. Without gates a tile is one
+    stretch of memory: where the rows of two threads' tiles alternate, a pass takes up to four times as long on cores
+    that do not share a cache, which on a virtual machine changes from minute to minute. Seconds are the engine's own,
+    kernel by kernel, as of kernels within a program.
     """
     on, threads = engine(), threads_available()
     made = compile_circuit(Circuit(name="kernel", qubits=qubits, gates=tuple(gates)), dtype=real, on=on, live=True)
@@ -94,17 +98,19 @@ def _on_cpu(gates: Sequence[Gate], qubits: int, real: np.dtype, repeats: int) ->
         empty = program.kernels[:1].copy()
         empty["count"], empty["scale"] = 0, 1.0
     else:
-        empty = Sampler(dtype=real, qubits=qubits, on=on, threads=threads, state=state).program([]).kernels
+        sampler = Sampler(dtype=real, qubits=qubits, on=on, threads=threads, state=state)
+        sampler.wires = sampler.spread(sampler.shape.size - sampler.shape.run)
+        empty = sampler.program([]).kernels
     kernels = program.kernels.copy()
     if repeats > 1:
         assert len(kernels) == 1, "gates inside one tile"
         kernels["count"] *= repeats
         kernels["scale"] **= repeats
-    program = replace(program, kernels=np.concatenate([empty, empty, kernels]), ops=np.tile(program.ops, repeats))
+    program = replace(program, kernels=np.concatenate([*[empty] * _PASSES, kernels]), ops=np.tile(program.ops, repeats))
 
     def once() -> _Times:
         seconds = on.run(program, state, shard=0, threads=threads)
-        return _Times(float(seconds[1]), float(seconds[2:].sum()))
+        return _Times(float(seconds[_PASSES - 1]), float(seconds[_PASSES:].sum()))
 
     return once
 
