@@ -102,12 +102,15 @@ def test_decode_over_selected_rows_equals_the_definition_on_those_rows(
                                    atol=1e-5)
 
 
-def test_prefill_with_shared_kv_heads_is_causal_attention_of_each_query_head() -> None:
+@pytest.mark.parametrize("tokens", [9, 13, 15, 16, 30])
+def test_prefill_with_shared_kv_heads_is_causal_attention_of_each_query_head(tokens: int) -> None:
+    """Prompts with rows added and without."""
     rng = np.random.default_rng(2)
-    q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((1, 6, 9, 8), (1, 2, 9, 8), (1, 2, 9, 8)))
+    q, k, v = (rng.standard_normal((1, n, tokens, 8)).astype(np.float32) for n in (6, 2, 2))
     found = attention.prefill(*map(torch.from_numpy, (q, k, v))).numpy()
+    assert found.shape == q.shape
     for head in range(6):
-        for t in range(9):
+        for t in range(tokens):
             kv = head // 3
             np.testing.assert_allclose(found[0, head, t], plain_attention(
                 q[0, head, t:t + 1], k[0, kv, :t + 1], v[0, kv, :t + 1])[0], atol=1e-5)
