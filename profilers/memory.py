@@ -20,7 +20,7 @@ __all__ = ["OPS", "add", "copy", "drop_cached", "read_file", "write_file"]
 
 _FLOAT_BYTES = 4
 # From a quarter of a MiB to 4 MiB operands leave the caches of one core, and later that of all.
-_SIZES = (4096, 65536, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 27)
+_SIZES = (4096, 65536, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 22, 1 << 24, 1 << 27)
 _GPU_SIZES = {"axes": (GridAxis("bytes", (4096, 1 << 18, 1 << 24, 1 << 28, 1 << 32), step=64),)}
 
 
