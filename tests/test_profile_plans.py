@@ -20,7 +20,9 @@ from profilers.harness import Measurement
 from profilers.roofpage import write_page
 from workbench.hardware import load_catalogue
 
-SPECS = Path(__file__).parent.parent / "traces" / "specs" / "cpu"
+SPECS = Path(__file__).parent.parent / "traces" / "specs"
+ON_CPU = {"placement": SPECS / "cpu" / "placement.toml", "circuit": SPECS / "cpu" / "circuit.toml",
+          "pipeline": SPECS / "pipeline-measured.toml"}
 
 
 def modelled(series: Any, at: tuple[int, ...], device: str, timer: Any) -> Measurement:
@@ -68,18 +70,18 @@ def test_the_report_of_a_whole_campaign_has_a_page_for_every_family(profiles: Pa
     assert "10.0 GB/s of memory" in overview
 
 
-@pytest.mark.parametrize("study", ["placement", "circuit"])
+@pytest.mark.parametrize("study", ON_CPU)
 def test_plans_on_this_machine_extrapolate_nothing_and_have_a_range(study: str, profiles: Path, wb: Any,
                                                                     tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(profiles, tmp_path / "profiles")
-    code, out, err = wb("plan", str(SPECS / f"{study}.toml"), "--json")
+    code, out, err = wb("plan", str(ON_CPU[study]), "--json")
     assert code == 0, err
     plan = json.loads(out)["plan"]
     assert set(plan["sources"]) <= {"measured", "interpolated"}
     assert 0 < plan["certificate"]["cost_error"] < 0.5
-    code, out, err = wb("plan", str(SPECS / f"{study}.toml"))
+    code, out, err = wb("plan", str(ON_CPU[study]))
     assert code == 0, err
     assert "low, high" in out
 
@@ -88,7 +90,7 @@ def test_the_page_of_a_plan_says_how_sure_its_times_are(profiles: Path, wb: Any,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(profiles, tmp_path / "profiles")
-    code, out, err = wb("report", str(SPECS / "placement.toml"), "--json")
+    code, out, err = wb("report", str(ON_CPU["placement"]), "--json")
     assert code == 0, err
     page = Path(json.loads(out)["report"]).read_text()
     assert "Predicted times and rates hold within" in page
@@ -96,8 +98,8 @@ def test_the_page_of_a_plan_says_how_sure_its_times_are(profiles: Path, wb: Any,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", ["placement", "circuit"])
-def test_two_minutes_of_real_profiling_are_enough_for_both(study: str, wb: Any,
+@pytest.mark.parametrize("study", ON_CPU)
+def test_two_minutes_of_real_profiling_are_enough_for_all(study: str, wb: Any,
                                                           tmp_path_factory: pytest.TempPathFactory,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path_factory.getbasetemp() / "two-minutes"
@@ -106,6 +108,6 @@ def test_two_minutes_of_real_profiling_are_enough_for_both(study: str, wb: Any,
     if not (folder / "profiles").exists():
         code, _, err = wb("profile", "--budget", "2m")
         assert code == 0, err
-    code, out, err = wb("plan", str(SPECS / f"{study}.toml"), "--json")
+    code, out, err = wb("plan", str(ON_CPU[study]), "--json")
     assert code == 0, err
     assert set(json.loads(out)["plan"]["sources"]) <= {"measured", "interpolated"}

@@ -190,7 +190,8 @@ def _optimizers(keys: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
 
 # One row is a product with a vector; from two rows on libraries repack the matrix first.
 _SAMPLES = GridAxis("samples", (1, 2, 8, 64))
-_BYTES = GridAxis("bytes", (1 << 10, 1 << 16, 1 << 18, 1 << 20, 1 << 22), step=64)
+# Up to the weights and the bias of the largest dense layer below.
+_BYTES = GridAxis("bytes", (1 << 10, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 17 << 20), step=64)
 _GPU_BYTES = {"axes": (GridAxis("bytes", (1 << 12, 1 << 20, 1 << 28), step=64),), "variants": _GPU}
 _WIDTHS = GridAxis("width", (64, 512, 2048), step=16)
 _DENSE = (GridAxis("inputs", (64, 496, 2064), step=16), _WIDTHS, _SAMPLES)
