@@ -119,16 +119,19 @@ struct program {
 /* Tiles of the current kernel that one thread begins with: next ... end - 1. Alone in its cache lines. */
 struct share { long next, end; char apart[128 - 2 * sizeof(long)]; };
 
+/* What the threads of one run share. A thread works from the moment it runs: until then the others do its part, and one
+   that comes when all is done leaves again. So the team outlives the run, until the last thread has left it. */
 struct team {
-    const struct program *p;
+    const struct program *p; /* gone once the run is over */
     pthread_mutex_t lock;
     pthread_cond_t turned;
-    int waiting, failed;
+    int members, waiting, left; /* threads at work; those of them that wait for the next kernel; not yet gone for good */
     int shares;            /* one for each thread that was wanted */
-    long generation;       /* read without the lock by those that spin */
-    struct share *share;
-    int64_t first;         /* first kernel that the team runs */
+    long generation;       /* read without the lock by those that spin; 0 until the team's first kernel is open */
+    int64_t current, kernels;
     int64_t *offset;       /* row offsets of the current kernel */
+    struct share *share;
+    struct worker *worker;
     double began;
 };
 
@@ -165,20 +168,16 @@ static void prepare(struct team *team, long k) {
     team->began = now();
 }
 
-/* Everyone waits; the last to arrive closes kernel k and opens the next. */
-static void turn(struct team *team, long k) {
-    pthread_mutex_lock(&team->lock);
-    const long mine = team->generation;
-    if (++team->waiting == team->p->threads) {
-        team->p->seconds[k] = now() - team->began;
-        if (k + 1 < team->p->kernels) prepare(team, k + 1);
-        team->waiting = 0;
-        __atomic_store_n(&team->generation, mine + 1, __ATOMIC_RELEASE);
-        pthread_cond_broadcast(&team->turned);
-        pthread_mutex_unlock(&team->lock);
-        return;
-    }
-    pthread_mutex_unlock(&team->lock);
+/* With the lock held: kernel k begins. */
+static void open_kernel(struct team *team, int64_t k) {
+    team->current = k;
+    if (k < team->kernels) prepare(team, k);
+    team->waiting = 0;
+    __atomic_store_n(&team->generation, team->generation + 1, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&team->turned);
+}
+
+static void await(struct team *team, long mine) {
     for (int i = 0; i < SPINS; i++) {
         if (__atomic_load_n(&team->generation, __ATOMIC_ACQUIRE) != mine) return;
         RELAX();
@@ -186,6 +185,19 @@ static void turn(struct team *team, long k) {
     pthread_mutex_lock(&team->lock);
     while (team->generation == mine) pthread_cond_wait(&team->turned, &team->lock);
     pthread_mutex_unlock(&team->lock);
+}
+
+/* Everyone at work waits; the last to arrive closes kernel k and opens the next. */
+static void turn(struct team *team, int64_t k) {
+    pthread_mutex_lock(&team->lock);
+    const long mine = team->generation;
+    const int last = ++team->waiting == team->members;
+    if (last) {
+        team->p->seconds[k] = now() - team->began;
+        open_kernel(team, k + 1);
+    }
+    pthread_mutex_unlock(&team->lock);
+    if (!last) await(team, mine);
 }
 
 /* Tiles outlive a run: fresh pages would cost a small circuit more than its arithmetic. */
@@ -270,20 +282,27 @@ struct worker {
 #endif
 };
 
-/* Threads begin with the same part of the state in every kernel, which is then still in their caches, and end with what
-   is left of the others' parts. */
-static void *work(void *argument) {
-    const struct worker *me = argument;
-    struct team *team = me->team;
-    const struct program *p = team->p;
-#ifdef __linux__
-    if (me->number) sched_setaffinity(0, sizeof me->allowed, &me->allowed);
-#endif
-    void *scratch = take(scratch_bytes(p));
-    if (!scratch) __atomic_store_n(&team->failed, 1, __ATOMIC_RELAXED);
-    for (int64_t k = team->first; k < p->kernels; k++) {
+/* `threads` leave for good, or never came. */
+static void leave(struct team *team, int threads) {
+    pthread_mutex_lock(&team->lock);
+    const int last = (team->left -= threads) == 0;
+    pthread_mutex_unlock(&team->lock);
+    if (!last) return;
+    pthread_mutex_destroy(&team->lock);
+    pthread_cond_destroy(&team->turned);
+    free(team->offset);
+    free(team->share);
+    free(team->worker);
+    free(team);
+}
+
+/* Kernels from k on. Threads begin with the same part of the state in every kernel, which is then still in their caches,
+   and end with what is left of the others' parts. Nonzero without memory for a tile. */
+static int work(struct team *team, int number, int64_t k) {
+    void *scratch = take(scratch_bytes(team->p));
+    for (; k < team->kernels; k++) {
         for (int j = 0; j < team->shares && scratch; j++) {
-            struct share *share = team->share + (me->number + j) % team->shares;
+            struct share *share = team->share + (number + j) % team->shares;
             long i;
             while ((i = __atomic_fetch_add(&share->next, 1, __ATOMIC_RELAXED)) < share->end) run_tile(team, k, i, scratch);
         }
@@ -291,94 +310,124 @@ static void *work(void *argument) {
         turn(team, k);
     }
     give(scratch);
+    return !scratch;
+}
+
+static void *join(void *argument) {
+    const struct worker *me = argument;
+    struct team *team = me->team;
+#ifdef __linux__
+    sched_setaffinity(0, sizeof me->allowed, &me->allowed);
+#endif
+    pthread_mutex_lock(&team->lock);
+    const int64_t k = team->current;
+    const long opened = team->generation;
+    if (k < team->kernels) team->members++;
+    pthread_mutex_unlock(&team->lock);
+    if (k < team->kernels) {
+        if (!opened) await(team, 0);
+        work(team, me->number, k); /* without memory others do its part */
+    }
+    leave(team, 1);
     return 0;
 }
 
+/* Starts one more thread, on processor `cpu` unless that is negative; nonzero if that fails. */
+static int start(struct worker *me, int cpu) {
+    pthread_attr_t how;
+    pthread_t thread;
+    if (pthread_attr_init(&how)) return 1;
+    int bad = pthread_attr_setdetachstate(&how, PTHREAD_CREATE_DETACHED);
 #ifdef __linux__
-/* Starts thread `number` on a processor of its own: left to the system it often shares the caller's for milliseconds,
-   which is longer than many circuits take. Nonzero where that cannot be done. */
-static int start_apart(pthread_t *thread, struct worker *worker, int number, int *cpu) {
-    struct worker *me = worker + number;
-    const int here = sched_getcpu();
-    if (CPU_COUNT(&me->allowed) <= number) return 1;
-    do ++*cpu; while (*cpu < CPU_SETSIZE && (*cpu == here || !CPU_ISSET(*cpu, &me->allowed)));
-    if (*cpu >= CPU_SETSIZE) return 1;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(*cpu, &one);
-    pthread_attr_t where;
-    if (pthread_attr_init(&where)) return 1;
-    const int bad = pthread_attr_setaffinity_np(&where, sizeof one, &one) ||
-                    pthread_create(thread + number, &where, work, me);
-    pthread_attr_destroy(&where);
+    if (cpu >= 0) {
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        bad |= pthread_attr_setaffinity_np(&how, sizeof one, &one);
+    }
+#else
+    (void)cpu;
+#endif
+    bad = bad || pthread_create(&thread, &how, join, me);
+    pthread_attr_destroy(&how);
     return bad;
 }
-#else
-static int start_apart(pthread_t *thread, struct worker *worker, int number, int *cpu) { return 1; }
-#endif
 
-/* Starts threads 1 ... wanted - 1; how many there are then, the caller among them. */
-static int start_all(pthread_t *thread, struct worker *worker, int wanted) {
-    int started = 1, cpu = -1;
+/* Starts the other threads, each on a processor of its own: left to the system one often shares the caller's for
+   milliseconds, which is longer than many circuits take. */
+static void start_all(struct team *team) {
+    int cpu = -1, started = 1;
 #ifdef __linux__
     cpu_set_t allowed;
     CPU_ZERO(&allowed);
-    sched_getaffinity(0, sizeof allowed, &allowed);
-    for (int j = 0; j < wanted; j++) worker[j].allowed = allowed;
+    const int apart = !sched_getaffinity(0, sizeof allowed, &allowed) && CPU_COUNT(&allowed) >= team->shares;
+    const int here = sched_getcpu();
 #endif
-    while (started < wanted && (!start_apart(thread, worker, started, &cpu) ||
-                                !pthread_create(thread + started, 0, work, worker + started))) started++;
-    return started;
+    for (; started < team->shares; started++) {
+        struct worker *me = team->worker + started;
+        *me = (struct worker){.team = team, .number = started};
+#ifdef __linux__
+        me->allowed = allowed;
+        if (apart) do cpu++; while (cpu == here || !CPU_ISSET(cpu, &allowed));
+#endif
+        if (start(me, cpu) && start(me, -1)) break;
+    }
+    if (started < team->shares) leave(team, team->shares - started);
 }
 
-/* The kernels of one tile at a program's start, on the calling thread: waking others would take longer than they do. */
-static void run_alone(struct team *team) {
-    const struct program *p = team->p;
-    if (tiles_of(p, 0) > 1 && p->threads > 1) return;
-    void *scratch = take(scratch_bytes(p));
-    if (!scratch) team->failed = 1;
-    for (; scratch && team->first < p->kernels && (tiles_of(p, team->first) == 1 || p->threads == 1); team->first++) {
-        prepare(team, team->first);
-        for (long i = 0; i < tiles_of(p, team->first); i++) run_tile(team, team->first, i, scratch);
+/* Kernels at a program's start that are one tile (or all, for one thread) are the caller's alone: how many there are. */
+static int64_t alone(const struct program *p) {
+    int64_t k = 0;
+    while (k < p->kernels && (tiles_of(p, k) == 1 || p->threads == 1)) k++;
+    return k;
+}
+
+static int run_alone(struct team *team, int64_t kernels) {
+    void *scratch = take(scratch_bytes(team->p));
+    for (int64_t k = 0; scratch && k < kernels; k++) {
+        prepare(team, k);
+        for (long i = 0; i < tiles_of(team->p, k); i++) run_tile(team, k, i, scratch);
         FLUSH_STREAMS();
-        p->seconds[team->first] = now() - team->began;
+        team->p->seconds[k] = now() - team->began;
     }
     give(scratch);
+    return !scratch;
 }
 
-/* Runs the program; 0, or 1 when memory or threads are short (the state is then undefined). */
+static struct team *gathered(const struct program *p) {
+    struct team *team = calloc(1, sizeof *team);
+    if (!team) return 0;
+    const long most = most_tiles(p);
+    void *share = 0;
+    *team = (struct team){.p = p, .kernels = p->kernels, .current = alone(p),
+                          .shares = most < p->threads ? (int)most : p->threads};
+    team->left = team->shares;
+    pthread_mutex_init(&team->lock, 0);
+    pthread_cond_init(&team->turned, 0);
+    team->offset = malloc(sizeof *team->offset << most_rows(p));
+    team->worker = malloc(sizeof *team->worker * (size_t)team->shares);
+    if (!posix_memalign(&share, sizeof *team->share, sizeof *team->share * (size_t)team->shares)) team->share = share;
+    if (team->offset && team->worker && team->share) return team;
+    leave(team, team->shares);
+    return 0;
+}
+
+/* Runs the program; 0, or 1 when memory is short (the state is then undefined). */
 int ENTRY(const struct program *p) {
     if (!p->kernels) return 0;
-    struct team team = {.p = p};
-    team.offset = malloc(sizeof(int64_t) << most_rows(p));
-    pthread_t *thread = malloc(sizeof(pthread_t) * (size_t)p->threads);
-    struct worker *worker = malloc(sizeof(struct worker) * (size_t)p->threads);
-    void *shares = 0;
-    if (posix_memalign(&shares, sizeof(struct share), sizeof(struct share) * (size_t)p->threads)) shares = 0;
-    team.share = shares;
-    team.failed = !team.offset || !thread || !worker || !shares;
-    if (!team.failed) run_alone(&team);
-    if (team.first < p->kernels && !team.failed) {
-        pthread_mutex_init(&team.lock, 0);
-        pthread_cond_init(&team.turned, 0);
-        struct program fewer = *p;
-        const int useful = most_tiles(p) < p->threads ? (int)most_tiles(p) : p->threads;
-        team.shares = useful;
-        prepare(&team, team.first);
-        for (int j = 0; j < useful; j++) worker[j] = (struct worker){.team = &team, .number = j};
-        pthread_mutex_lock(&team.lock);
-        const int started = start_all(thread, worker, useful);
-        fewer.threads = started;
-        team.p = &fewer;
-        pthread_mutex_unlock(&team.lock);
-        work(worker);
-        for (int i = 1; i < started; i++) pthread_join(thread[i], 0);
-        pthread_mutex_destroy(&team.lock);
-        pthread_cond_destroy(&team.turned);
+    struct team *team = gathered(p);
+    if (!team) return 1;
+    const int64_t first = team->current;
+    if (first == p->kernels) team->left = 1;
+    else start_all(team);
+    int failed = first && run_alone(team, first);
+    if (first < p->kernels) {
+        pthread_mutex_lock(&team->lock);
+        team->members++;
+        open_kernel(team, first);
+        pthread_mutex_unlock(&team->lock);
+        failed |= work(team, 0, first);
     }
-    free(team.offset);
-    free(thread);
-    free(worker);
-    free(shares);
-    return team.failed;
+    leave(team, 1);
+    return failed;
 }
