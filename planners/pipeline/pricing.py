@@ -68,7 +68,7 @@ class Prices:
     graph: OperatorGraph
     costs: CostModel
     _stages: dict[int, _Sums] = field(default_factory=dict, repr=False)
-    _halves: dict[int, tuple[list[float], list[float]]] = field(default_factory=dict, repr=False)
+    _halves: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict, repr=False)
     _options: dict[tuple[int, int], tuple[Option, ...]] = field(default_factory=dict, repr=False)
     _ways: dict[int, list[tuple[int, int, LinkRate]]] = field(default_factory=dict, repr=False)
 
@@ -78,6 +78,9 @@ class Prices:
         self.copies = self.problem.weight_copies
         self.room = self.cluster.memory_bytes - self.problem.workspace_bytes
         self.edge_link = self.cluster.inside if self.one_machine else self.cluster.between
+        self.fast_link = self.cluster.inside if self.one_machine else LinkRate(
+            latency_s=min(self.cluster.inside.latency_s, self.cluster.between.latency_s),
+            bytes_per_s=max(self.cluster.inside.bytes_per_s, self.cluster.between.bytes_per_s))
         local = {b // d for b in self.problem.menu for d in self.replica_counts(b)}
         self.local = tuple(sorted(local))
         self.column = {n: i for i, n in enumerate(self.local)}
@@ -89,6 +92,7 @@ class Prices:
         self.forward = np.array([r[0] for r in rows])
         self.backward = np.array([r[1] for r in rows])
         self.ranks = np.array([r[2] for r in rows])
+        self._by_local = list(zip(self.forward.T.tolist(), self.backward.T.tolist(), strict=True))
         operators = self.graph.operators
         # What a stage adds up: forward and backward at each local batch, weights, saved activations, update.
         self._columns = np.column_stack([
@@ -128,12 +132,13 @@ class Prices:
 
     def compute_s(self, mask: int, micro: int, replicas: int) -> tuple[float, float]:
         """Forward and backward of one micro-batch, without transfers."""
-        at, found = self.column[micro // replicas], self._halves.get(mask)
+        key = mask, self.column[micro // replicas]
+        found = self._halves.get(key)
         if found is None:
             rows = list(bits(mask))
-            found = self._halves[mask] = (self.forward[rows].sum(axis=0).tolist(),
-                                          self.backward[rows].sum(axis=0).tolist())
-        return found[0][at], found[1][at]
+            forward, backward = self._by_local[key[1]]
+            found = self._halves[key] = (sum([forward[v] for v in rows]), sum([backward[v] for v in rows]))
+        return found
 
     def memory_bytes(self, mask: int, held: int, replicas: int) -> float:
         """Peak on one device with ``held`` samples in flight."""
@@ -148,6 +153,13 @@ class Prices:
         if found is None:
             found = self._options[key] = tuple(self._all_options(mask, micro))
         return found
+
+    def seconds_of(self, mask: int, micro: int, replicas: int) -> float:
+        """Seconds a sample of one of ``options``."""
+        for option in self.options(mask, micro):
+            if option.replicas == replicas:
+                return option.seconds_per_sample
+        raise KeyError(replicas)
 
     def _all_options(self, mask: int, micro: int) -> Iterable[Option]:
         sums, batch, once = self.sums(mask), self.problem.batch_samples, self.edge_link.latency_s

@@ -144,7 +144,7 @@ class Work:
         """The work where operators that ``limit`` is too small for take a device or more each."""
         made = copy(self)
         made.least = [min(x, limit) if alone > limit else x for x, alone in zip(self.least, self.alone, strict=True)]
-        made._of = {}
+        made.total, made._of = math.fsum(made.least), {}
         return made
 
 
@@ -204,10 +204,13 @@ class Probe:
             self.work = work.relieved(limit)
         self.batch = prices.problem.batch_samples
         self.devices = prices.cluster.devices
-        self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
+        # At most one replica a sample of a micro-batch; stages of more compute than that many hold within T are none.
+        self.most_work = min(self.devices, max(menu)) * limit * (1 + 1e-9)
+        self.any_fits = self.work.of(self.root.mask) <= self.most_work
         self.total = self.work.of(self.root.mask)
         self.memo: dict[Any, Front] = {}
         self.places: dict[tuple[int, Interface], list[tuple[int, int, int]]] = {}
+        self.replicas: dict[int, int] = {}
         self.groups: dict[Any, list[tuple[Counts, int, int, int]]] = {}
         self.wholes: dict[Any, dict[Counts, list[tuple[int, int, int]]]] = {}
         self.per_stage = max(menu) * (1 if len(menu) == 1 else 3)
@@ -235,18 +238,20 @@ class Probe:
 
     def _placed(self, mask: int, following: Interface) -> list[tuple[int, int, int]]:
         """(in-flight, micro-batch, replicas) of a stage before ``following``."""
+        if self.memory != "in-flight":
+            b, = self.menu
+            replicas = self.replicas.get(mask)
+            if replicas is None:
+                replicas = self.replicas[mask] = self._fits(mask, b, b) or 0
+            held = b if self.memory == "one" or following is None else b + following[0]
+            return [(held, b, replicas)] if replicas else []
         key = (mask, following)
         found = self.places.get(key)
         if found is None:
             found = self.places[key] = []
             for b in self.menu:
-                if following is None or self.memory == "one":
-                    held = b
-                elif self.memory == "depth":
-                    held = b + following[0]
-                else:
-                    held = rounded(need(b, 1, *following), b, self.batch)
-                replicas = self._fits(mask, b, held if self.memory == "in-flight" else b)
+                held = b if following is None else rounded(need(b, 1, *following), b, self.batch)
+                replicas = self._fits(mask, b, held)
                 if replicas is not None:
                     found.append((held, b, replicas))
         return found
@@ -340,8 +345,8 @@ class Probe:
                 self._join(out, node, lo, j, mask, following, right, most)
 
     def _hopeless(self, mask: int) -> bool:
-        """Whether no number of replicas (at most one a sample of a micro-batch) brings a set's compute under T."""
-        return self.work.of(mask) / self.widest > self.limit
+        """Whether no number of replicas brings a set's compute under T."""
+        return not self.any_fits and self.work.of(mask) > self.most_work
 
     def _join(self, out: Front, node: Node, lo: int, j: int, mask: int, following: Interface, right: Any,
               most: float) -> None:

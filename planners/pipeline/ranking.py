@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
-from planners.pipeline.assembly import Candidate, Draft, draft, placed, simulated, with_stage, with_turns
+from planners.pipeline.assembly import Candidate, Draft, draft, hope_s, placed, simulated, with_stage, with_turns
 from planners.pipeline.clock import least_s
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
@@ -69,12 +70,13 @@ class Ranking:
             if key not in self._seen:
                 self._seen.add(key)
                 self.tried += 1
-                made = placed(self.prices, found)
-                if made is not None:
-                    hopes.append((least_s(made.graph, made.held), made))
-        for least, made in sorted(hopes, key=lambda hope: hope[0]):
-            if least >= self.limit:
+                hopes.append((hope_s(self.prices, found), found))
+        for hope, found in sorted(hopes, key=lambda pair: pair[0]):
+            if hope >= self.limit:
                 return
+            made = placed(self.prices, found)
+            if made is None or least_s(made.graph, made.held) >= self.limit:
+                continue
             new = simulated(made)
             self.simulated.append((new.iteration_s, made.draft))
             if new.iteration_s < self.limit:
@@ -143,18 +145,14 @@ def _one_menu(ranking: Ranking, work: Work, search: Callable[[Prices, Work], Lin
 def _over_some_links(ranking: Ranking, search: Line | Tree) -> float:
     """``_one_menu`` with links as the search takes them; the least bottleneck it found."""
     batch = ranking.prices.problem.batch_samples
-    found = least_of(search, within=_WITHIN, at_most=ranking.limit / batch, late=ranking.late)
-    if found is None:
+    first = least_of(search, within=_WITHIN, at_most=ranking.limit / batch, late=ranking.late)
+    if first is None:
         return math.inf
-    least, fronts = found
-    fronts = list(fronts)
-    floor = least
-    for rise in _RISE:
-        if batch * floor >= ranking.limit or ranking.late():
-            break
-        floor = least * rise
-        fronts += search.fronts(floor)
-    _take_all(ranking, fronts + _balanced(ranking, search, least))
+    least, fronts = first
+    # Stages between one threshold and the next take more than the lower one.
+    above = [least * rise for below, rise in pairwise((1.0, *_RISE)) if batch * least * below < ranking.limit]
+    found = [*fronts, *(search.rising(above) if not ranking.late() else ()), *_balanced(ranking, search, least)]
+    _take_all(ranking, found)
     return least
 
 

@@ -21,7 +21,7 @@ from planners import pipeline
 from planners.pipeline import claims
 from planners.pipeline.assembly import draft
 from planners.pipeline.baselines import pipedream, piper
-from planners.pipeline.decomposition import decompose
+from planners.pipeline.decomposition import Node
 from planners.pipeline.planning import priced
 from planners.pipeline.problem import Cluster, LinkRate, Model, Problem
 from planners.pipeline.ranking import Ranking, rank, spread
@@ -55,11 +55,11 @@ def seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
     return statistics.median(took)
 
 
-def searched(problem: Problem, costs: CostModel, search: Callable[[Ranking], None]) -> Ranking:
-    """A ranking after a search of a fresh problem."""
-    prices, _ = priced(problem, costs)
+def searched(problem: Problem, costs: CostModel, search: Callable[[Ranking, Node], None]) -> Ranking:
+    """A ranking after a search of a fresh problem; the search is given the tree that pricing comes with."""
+    prices, root = priced(problem, costs)
     ranking = Ranking(prices, time.perf_counter() + 600)
-    search(ranking)
+    search(ranking, root)
     return ranking
 
 
@@ -73,7 +73,7 @@ def search(costs: CostModel) -> None:
         full = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph", time_limit_s=600), 3)
         mixed = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-mixed", time_limit_s=600), 1)
         ours = seconds(lambda p=problem: searched(p, costs, _uniform), 3)
-        theirs = seconds(lambda p=problem: searched(p, costs, pipedream), 3)
+        theirs = seconds(lambda p=problem: searched(p, costs, _pipedream), 3)
         try:
             refused = ""
             downset = _piper_seconds(problem, costs)
@@ -86,9 +86,13 @@ def search(costs: CostModel) -> None:
     print(f"search: peak memory of this process {peak:.2f} GiB", flush=True)
 
 
-def _uniform(ranking: Ranking) -> None:
-    rank(ranking, decompose(ranking.prices.graph)[0], [(b,) for b in ranking.prices.problem.menu])
+def _uniform(ranking: Ranking, root: Node) -> None:
+    rank(ranking, root, [(b,) for b in ranking.prices.problem.menu])
     spread(ranking)
+
+
+def _pipedream(ranking: Ranking, _: Node) -> None:
+    pipedream(ranking)
 
 
 def _piper_seconds(problem: Problem, costs: CostModel) -> float:
