@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -26,7 +26,10 @@ from planners.pipeline.search import Line, Tree, least_of, searcher
 
 __all__ = ["Ranking", "improve", "line_cuts", "rank", "spread", "spread_runners_up"]
 
-_RISE = (1.05, 1.15, 1.4)
+# Thresholds above the least bottleneck, each over the one before.
+_FIRST_RISE, _LARGEST_RISE, _LARGEST = 1.05, 1.2, 8.0
+# An iteration over its bound.
+_LIKELY = 1.05
 _PATIENCE = 2
 # Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
 _WITHIN = 0.01
@@ -64,13 +67,21 @@ class Ranking:
 
     def take(self, *drafts: Draft) -> None:
         """Simulate those of some drafts that may be a new best, the most promising first."""
-        hopes = []
-        for found in drafts:
-            key = (found.stages, found.turns, found.sequential)
+        self.simulate(self.hopes(drafts))
+
+    def hopes(self, drafts: Iterable[Draft]) -> list[tuple[float, Draft]]:
+        """New drafts, each with a bound on its iteration."""
+        found = []
+        for made in drafts:
+            key = (made.stages, made.turns, made.sequential)
             if key not in self._seen:
                 self._seen.add(key)
                 self.tried += 1
-                hopes.append((hope_s(self.prices, found), found))
+                found.append((hope_s(self.prices, made), made))
+        return found
+
+    def simulate(self, hopes: list[tuple[float, Draft]]) -> None:
+        """``take`` of drafts with their bounds."""
         for hope, found in sorted(hopes, key=lambda pair: pair[0]):
             if hope >= self.limit:
                 return
@@ -107,8 +118,8 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
                 break
     if ranking.best is not None:
         best = ranking.best.draft
-        _take_all(ranking, [[Chosen(s.mask, menu[0], s.replicas) for s in best.stages] for menu in menus
-                            if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages)])
+        ranking.take(*_drafts(prices, [[Chosen(s.mask, menu[0], s.replicas) for s in best.stages] for menu in menus
+                                       if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages)]))
 
 
 def line_cuts(ranking: Ranking) -> None:
@@ -121,7 +132,7 @@ def line_cuts(ranking: Ranking) -> None:
             _one_menu(ranking, work, partial(Line, micro=b))
             even = Line(prices, work, b).evenest()
             if even is not None:
-                _take_all(ranking, [even])
+                ranking.take(draft(prices, even, sequential=False))
 
 
 def _longest_path(prices: Prices) -> int:
@@ -149,10 +160,23 @@ def _over_some_links(ranking: Ranking, search: Line | Tree) -> float:
     if first is None:
         return math.inf
     least, fronts = first
-    # Stages between one threshold and the next take more than the lower one.
-    above = [least * rise for below, rise in pairwise((1.0, *_RISE)) if batch * least * below < ranking.limit]
-    found = [*fronts, *(search.rising(above) if not ranking.late() else ()), *_balanced(ranking, search, least)]
-    _take_all(ranking, found)
+    hopes = ranking.hopes(_drafts(ranking.prices, [*fronts, *_balanced(ranking, search, least)]))
+    limits, step, limit = [], _FIRST_RISE, least
+    # What lies above one threshold takes longer than that: no need to look above an iteration that is likely.
+    most = min(ranking.limit, *[hope * _LIKELY for hope, _ in hopes], batch * least * _LARGEST) / batch
+    while limit < most:
+        limits.append(limit := min(limit * step, most))
+        step = min(step * _FIRST_RISE, _LARGEST_RISE)
+    if isinstance(search, Line):
+        hopes += ranking.hopes(_drafts(ranking.prices, search.rising(limits)))
+        limits = []
+    for below, limit in pairwise((least, *limits)):
+        if below > most or ranking.late():
+            break
+        new = ranking.hopes(_drafts(ranking.prices, search.fronts(min(limit, most))))
+        most = min([most, *(hope * _LIKELY / batch for hope, _ in new)])
+        hopes += new
+    ranking.simulate(hopes)
     return least
 
 
@@ -171,9 +195,9 @@ def _balanced(ranking: Ranking, search: Line | Tree, least: float) -> list[list[
     return found
 
 
-def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:
+def _drafts(prices: Prices, fronts: Iterable[list[Chosen]]) -> Iterator[Draft]:
     different = {frozenset(stages): stages for stages in fronts}
-    ranking.take(*(draft(ranking.prices, stages, sequential=False) for stages in different.values()))
+    return (draft(prices, stages, sequential=False) for stages in different.values())
 
 
 def spread(ranking: Ranking) -> None:
