@@ -16,7 +16,7 @@ from planners.pipeline.problem import Flow, LinkRate, Plan, Problem, Stage
 from workbench.outcome import Metric
 from workbench.plan import Certificate, Status
 
-__all__ = ["Candidate", "Draft", "Placed", "assemble", "candidate", "decision", "draft", "headline", "hope_s",
+__all__ = ["Candidate", "Draft", "Placed", "assemble", "candidate", "decision", "draft", "draft_if_acyclic", "headline", "hope_s",
            "in_words", "placed", "predicted", "simulated"]
 
 
@@ -59,6 +59,14 @@ class Candidate:
 
 def draft(prices: Prices, stages: Sequence[Chosen], *, sequential: bool, turns: Sequence[int] | None = None) -> Draft:
     """Stages sorted topologically (a branch's stages together), with their flows; sequential chains them."""
+    made = draft_if_acyclic(prices, stages, sequential=sequential, turns=turns)
+    assert made is not None, "the stages form a cycle"
+    return made
+
+
+def draft_if_acyclic(prices: Prices, stages: Sequence[Chosen], *, sequential: bool,
+                     turns: Sequence[int] | None = None) -> Draft | None:
+    """``draft``, or ``None`` when the stages wait on each other."""
     owner = {v: x for x, s in enumerate(stages) for v in bits(s.mask)}
     after: list[set[int]] = [set() for _ in stages]
     waits = [0] * len(stages)
@@ -78,7 +86,8 @@ def draft(prices: Prices, stages: Sequence[Chosen], *, sequential: bool, turns: 
             if not waits[y]:
                 freed.append(y)
         ready += sorted(freed, key=lambda y: -_first(stages[y].mask))
-    assert len(rank) == len(stages), "the stages form a cycle"
+    if len(rank) < len(stages):
+        return None
     ordered = tuple(stages[x] for x in rank)
     place_of = {x: i for i, x in enumerate(rank)}
     flows: dict[tuple[int, int], float] = {}

@@ -12,7 +12,7 @@ from planners.pipeline.decomposition import Node, decompose
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.pricing import Prices
 from planners.pipeline.problem import Plan, Problem
-from planners.pipeline.ranking import Ranking, improve, line_cuts, rank, spread, spread_runners_up
+from planners.pipeline.ranking import Ranking, line_cuts, rank, refine, spread, spread_runners_up
 from workbench.costs import CostModel
 from workbench.errors import Infeasible, SpecError, nearest
 from workbench.plan import Bound
@@ -79,7 +79,7 @@ def _search(planner: str, ranking: Ranking, root: Node) -> None:
         rank(ranking, root, [(b,) for b in menu])
         line_cuts(ranking)
         spread_runners_up(ranking)
-        improve(ranking)
+        refine(ranking)
     elif planner == "graph-uniform":
         rank(ranking, root, [(b,) for b in menu])
         spread(ranking)
@@ -87,7 +87,7 @@ def _search(planner: str, ranking: Ranking, root: Node) -> None:
         rank(ranking, root, [(b,) for b in menu])
         rank(ranking, root, [tuple(c for c in menu if b <= c <= _LARGEST_RATIO * b) for b in menu])
         spread_runners_up(ranking)
-        improve(ranking)
+        refine(ranking)
     elif planner == "sequential":
         baselines.sequential(ranking, root)
     else:

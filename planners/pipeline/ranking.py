@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
-from planners.pipeline.assembly import Candidate, Draft, draft, hope_s, placed, simulated, with_stage, with_turns
+from planners.pipeline.assembly import Candidate, Draft, draft, draft_if_acyclic, hope_s, placed, simulated, with_stage, with_turns
 from planners.pipeline.clock import least_s
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
@@ -24,7 +24,7 @@ from planners.pipeline.pricing import Prices
 from planners.pipeline.probe import Chosen, Shape, Work
 from planners.pipeline.search import Line, Tree, least_of, searcher
 
-__all__ = ["Ranking", "improve", "line_cuts", "rank", "spread", "spread_runners_up"]
+__all__ = ["Ranking", "line_cuts", "rank", "refine", "spread", "spread_runners_up"]
 
 # Thresholds above the least bottleneck, each over the one before.
 _FIRST_RISE, _LARGEST_RISE, _LARGEST = 1.05, 1.2, 8.0
@@ -251,6 +251,48 @@ def _split(prices: Prices, found: Draft, x: int) -> Draft:
     halves = [Chosen(mask, stage.micro, stage.replicas) for mask in (first, stage.mask ^ first)]
     turns = [*found.turns[:x], found.turns[x], *found.turns[x:]]
     return draft(prices, [*found.stages[:x], *halves, *found.stages[x + 1:]], sequential=False, turns=turns)
+
+
+def refine(ranking: Ranking) -> None:
+    """Change single stages and move operators between them, in turn, while that helps."""
+    while ranking.best is not None and not ranking.late():
+        before = ranking.limit
+        improve(ranking)
+        shift(ranking)
+        if ranking.limit >= before:
+            return
+        spread(ranking)
+
+
+def shift(ranking: Ranking) -> None:
+    """Move single operators of the best plan to a neighbouring stage, or merge two stages, while that helps."""
+    while ranking.best is not None and not ranking.late():
+        before = ranking.limit
+        ranking.take(*_shifts(ranking.prices, ranking.best.draft))
+        if ranking.limit >= before:
+            return
+
+
+def _shifts(prices: Prices, found: Draft) -> Iterator[Draft]:
+    graph, stages = prices.graph, found.stages
+    idle = prices.cluster.devices - sum(s.replicas for s in stages)
+    for u, v in found.flows:
+        one, two = stages[u], stages[v]
+        moves = [(0, 1 << o) for o in bits(two.mask) if not graph.above[o] & two.mask]
+        moves += [(1 << o, 0) for o in bits(one.mask) if not graph.below[o] & one.mask]
+        changed = [[Chosen(one.mask ^ away | come, one.micro, one.replicas),
+                    Chosen(two.mask ^ come | away, two.micro, two.replicas)] for away, come in moves]
+        both = one.mask | two.mask
+        changed += [[Chosen(both, one.micro, d)] for d in prices.replica_counts(one.micro)
+                    if max(one.replicas, two.replicas) <= d <= one.replicas + two.replicas + idle]
+        for new in changed:
+            turns = found.turns[u], found.turns[v]
+            rest = [(s, k) for x, (s, k) in enumerate(zip(stages, found.turns, strict=True)) if x not in (u, v)]
+            kept = [(s, k) for s, k in zip(new, turns, strict=False) if s.mask]
+            made = draft_if_acyclic(prices, [s for s, _ in (*rest, *kept)], sequential=False,
+                                    turns=[k for _, k in (*rest, *kept)])
+            if made is not None:
+                yield made
 
 
 def improve(ranking: Ranking) -> None:
