@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 from planners.pipeline.assembly import Candidate, Draft, draft, draft_if_acyclic, hope_s, placed, simulated, with_stage, with_turns
 from planners.pipeline.clock import least_s
@@ -34,7 +34,9 @@ _PATIENCE = 2
 # Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
 _WITHIN = 0.01
 _ROUNDS = 4
-_RUNNERS_UP = 4
+_RUNNERS_UP = 10
+# Operators also move between stages that do not talk if there are so few stages.
+_FEW_STAGES = 6
 # Balancing the stages beside the bottleneck ends at this ratio.
 _EVEN = 1.1
 # Least bottleneck over its bound from which on slow links are to blame.
@@ -276,7 +278,10 @@ def shift(ranking: Ranking) -> None:
 def _shifts(prices: Prices, found: Draft) -> Iterator[Draft]:
     graph, stages = prices.graph, found.stages
     idle = prices.cluster.devices - sum(s.replicas for s in stages)
-    for u, v in found.flows:
+    pairs = [*found.flows]
+    if len(stages) <= _FEW_STAGES:
+        pairs += [ends for ends in permutations(range(len(stages)), 2) if ends not in found.flows]
+    for u, v in pairs:
         one, two = stages[u], stages[v]
         moves = [(0, 1 << o) for o in bits(two.mask) if not graph.above[o] & two.mask]
         moves += [(1 << o, 0) for o in bits(one.mask) if not graph.below[o] & one.mask]
