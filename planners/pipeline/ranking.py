@@ -31,8 +31,10 @@ _FIRST_RISE, _LARGEST_RISE, _LARGEST = 1.05, 1.2, 8.0
 # An iteration over its bound.
 _LIKELY = 1.05
 _PATIENCE = 2
+# A menu all whose bounds are so much longer than the best iteration fails twice.
+_CLEARLY = 1.02
 # Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
-_WITHIN = 0.01
+_WITHIN = 0.02
 _ROUNDS = 4
 _RUNNERS_UP = 10
 # Operators also move between stages that do not talk if there are so few stages.
@@ -111,12 +113,13 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
     for side in (range(start, len(menus)), range(start - 1, -1, -1)):
         failures = 0
         for m in side:
-            before = ranking.limit
+            before, likely = ranking.limit, hopes[m]
             if not ranking.late() and hopes[m] < before:
-                _one_menu(ranking, works[m], partial(searcher, shape=shape, menu=menus[m]))
+                likely = _one_menu(ranking, works[m], partial(searcher, shape=shape, menu=menus[m]))
             if math.isfinite(ranking.limit):
-                failures = 0 if ranking.limit < before else failures + 1
-            if failures == _PATIENCE:
+                worse = 2 if likely > ranking.limit * _CLEARLY else 1
+                failures = 0 if ranking.limit < before else failures + worse
+            if failures >= _PATIENCE:
                 break
     if ranking.best is not None:
         best = ranking.best.draft
@@ -145,22 +148,27 @@ def _longest_path(prices: Prices) -> int:
     return max(length)
 
 
-def _one_menu(ranking: Ranking, work: Work, search: Callable[[Prices, Work], Line | Tree]) -> None:
+def _one_menu(ranking: Ranking, work: Work, search: Callable[[Prices, Work], Line | Tree]) -> float:
     """Plans at the least bottleneck of a menu and somewhat above it; where slow links are what keeps it from being
-    less, also those of a search that hopes for neighbours in one machine (the simulation knows better)."""
+    less, also those of a search that hopes for neighbours in one machine (the simulation knows better).
+
+    Returns:
+        The least bound on the iteration of any of them.
+    """
     prices = ranking.prices
-    least = _over_some_links(ranking, search(prices, work))
+    least, likely = _over_some_links(ranking, search(prices, work))
     cluster = prices.cluster
     if not prices.one_machine and cluster.inside != cluster.between and least > _FAR * work.floor:
-        _over_some_links(ranking, search(prices.nearby, Work(prices.nearby, work.menu)))
+        likely = min(likely, _over_some_links(ranking, search(prices.nearby, Work(prices.nearby, work.menu)))[1])
+    return likely
 
 
-def _over_some_links(ranking: Ranking, search: Line | Tree) -> float:
-    """``_one_menu`` with links as the search takes them; the least bottleneck it found."""
+def _over_some_links(ranking: Ranking, search: Line | Tree) -> tuple[float, float]:
+    """``_one_menu`` with links as the search takes them; the least bottleneck and the least bound it found."""
     batch = ranking.prices.problem.batch_samples
     first = least_of(search, within=_WITHIN, at_most=ranking.limit / batch, late=ranking.late)
     if first is None:
-        return math.inf
+        return math.inf, math.inf
     least, fronts = first
     hopes = ranking.hopes(_drafts(ranking.prices, [*fronts, *_balanced(ranking, search, least)]))
     limits, step, limit = [], _FIRST_RISE, least
@@ -179,7 +187,7 @@ def _over_some_links(ranking: Ranking, search: Line | Tree) -> float:
         most = min([most, *(hope * _LIKELY / batch for hope, _ in new)])
         hopes += new
     ranking.simulate(hopes)
-    return least
+    return least, min((hope for hope, _ in hopes), default=math.inf)
 
 
 def _balanced(ranking: Ranking, search: Line | Tree, least: float) -> list[list[Chosen]]:
