@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from planners.pipeline.inflight import held_by_all, order
 
 __all__ = ["Link", "StageGraph", "iteration_s", "least_s"]
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A flow between two stages: seconds of one message forward (producer's micro-batch) and back (consumer's)."""
 
     producer: int

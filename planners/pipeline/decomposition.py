@@ -14,6 +14,7 @@ from typing import Literal
 
 from planners.pipeline.graph import OperatorGraph, bits
 from planners.pipeline.layers import measured_by_layer
+from planners.pipeline.problem import Operator
 
 __all__ = ["Node", "decompose", "is_series_parallel"]
 
@@ -111,6 +112,8 @@ class _Kinds:
     def __init__(self, graph: OperatorGraph) -> None:
         self.graph = graph
         self.numbers: dict[Hashable, int] = {}
+        contents: dict[Hashable, int] = {}
+        self.content = [contents.setdefault(_content(o), len(contents)) for o in graph.operators]
 
     def mark(self, node: Node) -> Node:
         items = tuple(self.mark(item) for item in node.items)
@@ -126,16 +129,19 @@ class _Kinds:
         place = {v: i for i, v in enumerate(order)}
         around: list[Hashable] = []
         for v in order:
-            o = self.graph.operators[v]
-            around.append((tuple(sorted(o.forward_s.items())), tuple(sorted(o.backward_s.items())),
-                           o.forward_s_per_sample, o.backward_s_per_sample, o.kernels, o.weight_bytes,
-                           o.saved_bytes_per_sample, o.output_bytes_per_sample, o.source,
-                           o.layer if measured_by_layer(o) else None))
+            around.append(self.content[v])
             around.append(tuple(sorted((0, place[u], size) if u in place else (1, u, size)
                                        for u, size in self.graph.reads[v])))
             around.append(tuple(sorted((0, place[w], size) if w in place else (1, w, size)
                                        for w, size in self.graph.read_by[v])))
         return _outline(node), tuple(around)
+
+
+def _content(o: Operator) -> Hashable:
+    """What an operator costs."""
+    return (tuple(sorted(o.forward_s.items())), tuple(sorted(o.backward_s.items())), o.forward_s_per_sample,
+            o.backward_s_per_sample, o.kernels, o.weight_bytes, o.saved_bytes_per_sample, o.output_bytes_per_sample,
+            o.source, o.layer if measured_by_layer(o) else None)
 
 
 def _outline(node: Node) -> Hashable:

@@ -154,6 +154,12 @@ class Prices:
             found = self._options[key] = tuple(self._all_options(mask, micro))
         return found
 
+    def alike(self, mask: int, other: int, micro: int) -> None:
+        """Take over what is known of ``other``, operators of the same costs with the same edges in and out."""
+        if mask != other:
+            self._stages[mask] = self.sums(other)
+            self._options[mask, micro] = self.options(other, micro)
+
     def seconds_of(self, mask: int, micro: int, replicas: int) -> float:
         """Seconds a sample of one of ``options``."""
         for option in self.options(mask, micro):

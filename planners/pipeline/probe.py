@@ -15,10 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from operator import le
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -44,8 +43,7 @@ _CLOSE = 1e-3
 _HALVINGS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(NamedTuple):
     """One stage of a found stage graph."""
 
     mask: int
@@ -225,7 +223,7 @@ class Probe:
     def stages(self, choice: Any) -> list[Chosen]:
         """The stages of an entry of ``front``."""
         out: list[Chosen] = []
-        _Reading(out).chain(choice, self.root, len(self.root.parts))
+        _Reading(self.prices, out).chain(choice, self.root, len(self.root.parts))
         return out
 
     def _fits(self, mask: int, micro: int, held: int) -> int | None:
@@ -340,7 +338,7 @@ class Probe:
                     continue
                 for k, (devices, choice) in self._chain(node, lo, j, (held, b)).items():
                     if devices + d + base <= most:
-                        self._enter(out, k, devices + d + base, ("run", j, b, d, right, choice))
+                        self._enter(out, k, devices + d + base, ("run", j, b, d, right, mask, choice))
             if j > lo and node.parts[j - 1].shape == "parallel":
                 self._join(out, node, lo, j, mask, following, right, most)
 
@@ -360,7 +358,8 @@ class Probe:
         for whole, held, b, d in self._largest(fork, counts, 0, mask, following):
             left = tuple(c - n for c, n in zip(counts, whole, strict=True))
             if any(left):
-                self._joined_stage(out, node, lo, j, (held, b), d, base, left, whole, None, right, most)
+                self._joined_stage(out, node, lo, j, (held, b), d, base, left, whole, None,
+                                   mask | self.shape.whole(fork, whole), right, most)
         for g in range(len(counts)):
             child = self._branch(fork, g)
             for q in range(1, len(child.parts)):
@@ -370,16 +369,17 @@ class Probe:
                 least = base + math.ceil((whole_work - self.work.of(full)) / self.limit - 1e-9)
                 for held, b, d in self._placed(full, following):
                     if d + least <= most:
-                        self._joined_stage(out, node, lo, j, (held, b), d, base, _less(counts, g), none, (g, q), right,
-                                           most)
+                        self._joined_stage(out, node, lo, j, (held, b), d, base, _less(counts, g), none, (g, q), full,
+                                           right, most)
 
     def _joined_stage(self, out: Front, node: Node, lo: int, j: int, stage: tuple[int, int], d: int, base: int,
-                      left: Counts, whole: Counts, tail: tuple[int, int] | None, right: Any, most: float) -> None:
-        """Enter a joining stage with what stands before it."""
+                      left: Counts, whole: Counts, tail: tuple[int, int] | None, taken: int, right: Any,
+                      most: float) -> None:
+        """Enter a joining stage (the operators ``taken``) with what stands before it."""
         before = self._before(node, lo, j - 1, left, tail, stage, any(whole))
         for k, (devices, choice) in before.items():
             if devices + d + base <= most:
-                self._enter(out, k, devices + d + base, ("join", j, stage[1], d, right, whole, tail, choice))
+                self._enter(out, k, devices + d + base, ("join", j, stage[1], d, right, taken, whole, tail, choice))
 
     def _before(self, node: Node, lo: int, p: int, counts: Counts, tail: tuple[int, int] | None,
                 following: Interface, seen: bool) -> Front:
@@ -455,7 +455,8 @@ class Probe:
             left = tuple(c - n for c, n in zip(counts, vector, strict=True))
             for k, (devices, rest) in self._fork(fork, left, following).items():
                 if devices + d <= most:
-                    self._enter(out, self._merge(k, (held, b)), devices + d, ("group", vector, b, d, rest))
+                    self._enter(out, self._merge(k, (held, b)), devices + d, ("group", vector, b, d,
+                                                                          self.shape.whole(fork, vector), rest))
         self.memo[key] = out = self._pruned(out, most)
         return out
 
@@ -515,10 +516,13 @@ def _joined(node: Node, lo: int, hi: int) -> int:
 
 
 class _Reading:
-    """Turns the choices of a front into stages of the real tree (equal branches are taken in order)."""
+    """Turns the choices of a front into stages of the real tree (equal branches are taken in order).
 
-    def __init__(self, out: list[Chosen]) -> None:
-        self.out = out
+    A choice holds the operators it was priced with: the first of each kind.
+    """
+
+    def __init__(self, prices: Prices, out: list[Chosen]) -> None:
+        self.prices, self.out = prices, out
 
     def chain(self, choice: Any, node: Node, hi: int) -> None:
         """A choice of ``_chain`` for items … hi - 1 of ``node``."""
@@ -530,13 +534,13 @@ class _Reading:
             self.stage(choice, node, hi, 0)
 
     def stage(self, choice: Any, node: Node, hi: int, head: int) -> None:
-        kind, j, b, d, _, *_ = choice
+        kind, j, b, d, _, priced, *_ = choice
         mask = head | _joined(node, j, hi)
         if kind == "run":
-            self.out.append(Chosen(mask, b, d))
-            self.chain(choice[5], node, j)
+            self._take(mask, b, d, priced)
+            self.chain(choice[6], node, j)
             return
-        whole, tail, rest = choice[5:]
+        whole, tail, rest = choice[6:]
         branches = _Branches(node.parts[j - 1])
         for g, n in enumerate(whole):
             for _ in range(n):
@@ -546,7 +550,7 @@ class _Reading:
             child = branches.take(tail[0])
             mask |= _joined(child, tail[1], len(child.parts))
             cut = (child, tail[1])
-        self.out.append(Chosen(mask, b, d))
+        self._take(mask, b, d, priced)
         self.before(rest, node, j - 1, branches, cut)
 
     def before(self, choice: Any, node: Node, p: int, branches: _Branches, cut: tuple[Node, int] | None) -> None:
@@ -584,12 +588,16 @@ class _Reading:
                 self.chain(choice[2], child, len(child.parts))
                 choice = choice[3]
                 continue
-            _, vector, b, d, choice = choice
+            _, vector, b, d, priced, choice = choice
             mask = 0
             for g, n in enumerate(vector):
                 for _ in range(n):
                     mask |= branches.take(g).mask
-            self.out.append(Chosen(mask, b, d))
+            self._take(mask, b, d, priced)
+
+    def _take(self, mask: int, micro: int, replicas: int, priced: int) -> None:
+        self.prices.alike(mask, priced, micro)
+        self.out.append(Chosen(mask, micro, replicas))
 
 
 class _Branches:
