@@ -68,13 +68,18 @@ def draft_if_acyclic(prices: Prices, stages: Sequence[Chosen], *, sequential: bo
                      turns: Sequence[int] | None = None) -> Draft | None:
     """``draft``, or ``None`` when the stages wait on each other."""
     owner = {v: x for x, s in enumerate(stages) for v in bits(s.mask)}
-    after: list[set[int]] = [set() for _ in stages]
+    after: list[list[int]] = [[] for _ in stages]
     waits = [0] * len(stages)
-    for u, v, _ in prices.graph.edges:
+    # Bytes a sample between two stages, of each tensor once.
+    tensors: dict[tuple[int, int], dict[int, float]] = {}
+    for u, v, size in prices.graph.edges:
         a, b = owner[u], owner[v]
-        if a != b and b not in after[a]:
-            after[a].add(b)
-            waits[b] += 1
+        if a != b:
+            sizes = tensors.setdefault((a, b), {})
+            if not sizes:
+                after[a].append(b)
+                waits[b] += 1
+            sizes[u] = max(size, sizes.get(u, 0.0))
     ready = sorted((x for x in range(len(stages)) if not waits[x]), key=lambda x: -_first(stages[x].mask))
     rank: list[int] = []
     while ready:
@@ -90,10 +95,7 @@ def draft_if_acyclic(prices: Prices, stages: Sequence[Chosen], *, sequential: bo
         return None
     ordered = tuple(stages[x] for x in rank)
     place_of = {x: i for i, x in enumerate(rank)}
-    flows: dict[tuple[int, int], float] = {}
-    for x, ys in enumerate(after):
-        for y in ys:
-            flows[place_of[x], place_of[y]] = prices.graph.flow(stages[x].mask, stages[y].mask) or 0.0
+    flows = {(place_of[x], place_of[y]): sum(sizes.values()) for (x, y), sizes in tensors.items()}
     if sequential:
         for x in range(len(rank) - 1):
             flows.setdefault((x, x + 1), 0.0)

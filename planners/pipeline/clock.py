@@ -81,44 +81,51 @@ def iteration_s(graph: StageGraph, held: Sequence[int]) -> float:
     orders = [order(graph.batch, graph.micro[x], graph.turn[x], held[x]) for x in range(n)]
     into: list[list[tuple[list[float], int]]] = [[] for _ in range(n)]
     back: list[list[tuple[list[float], int]]] = [[] for _ in range(n)]
-    sends: list[list[tuple[list[float], float, int]]] = [[] for _ in range(n)]
-    returns: list[list[tuple[list[float], float, int]]] = [[] for _ in range(n)]
-    for link in graph.links:
-        u, v = link.producer, link.consumer
+    sends: list[list[tuple[list[float], float]]] = [[] for _ in range(n)]
+    returns: list[list[tuple[list[float], float]]] = [[] for _ in range(n)]
+    beside: list[list[int]] = [[] for _ in range(n)]
+    for u, v, forward_s, backward_s in graph.links:
         there: list[float] = []
         here: list[float] = []
         into[v].append((there, graph.micro[u]))
         back[u].append((here, graph.micro[v]))
-        sends[u].append((there, link.forward_s, v))
-        returns[v].append((here, link.backward_s, u))
-    at, now = [0] * n, [0.0] * n
+        sends[u].append((there, forward_s))
+        returns[v].append((here, backward_s))
+        beside[u].append(v)
+        beside[v].append(u)
+    at, now, waiting = [0] * n, [0.0] * n, [True] * n
     awake = list(range(n))
     while awake:
         x = awake.pop()
+        waiting[x] = False
         tasks, i, clock = orders[x], at[x], now[x]
-        micro, forward, backward = graph.micro[x], graph.forward_s[x], graph.backward_s[x]
-        rouse = set()
-        while i < len(tasks):
+        micro, count = graph.micro[x], len(tasks)
+        forward = into[x], sends[x], graph.forward_s[x]
+        backward = back[x], returns[x], graph.backward_s[x]
+        while i < count:
             kind, m = tasks[i]
-            end = (m + 1) * micro
+            needs, outs, took = forward if kind == "F" else backward
             start = clock
-            for arrivals, size in into[x] if kind == "F" else back[x]:
-                k = -(-end // size) - 1
+            for arrivals, size in needs:
+                k = m if size == micro else -(-(m + 1) * micro // size) - 1
                 if k >= len(arrivals):
                     break
                 if arrivals[k] > start:
                     start = arrivals[k]
             else:
-                clock = start + (forward if kind == "F" else backward)
-                for arrivals, seconds, y in sends[x] if kind == "F" else returns[x]:
+                clock = start + took
+                for arrivals, seconds in outs:
                     leaves = arrivals[-1] if arrivals and arrivals[-1] > clock else clock
                     arrivals.append(leaves + seconds)
-                    rouse.add(y)
                 i += 1
                 continue
             break
-        at[x], now[x] = i, clock
-        awake.extend(y for y in rouse if at[y] < len(orders[y]))
+        if i > at[x]:
+            at[x], now[x] = i, clock
+            for y in beside[x]:
+                if not waiting[y] and at[y] < len(orders[y]):
+                    waiting[y] = True
+                    awake.append(y)
     if any(at[x] < len(orders[x]) for x in range(n)):
         return float("inf")
     return max(now[x] + graph.at_end_s[x] for x in range(n))

@@ -126,7 +126,7 @@ class Prices:
             rows = list(bits(mask))
             *both, weight_bytes, saved_bytes, update_s = self._columns[rows].sum(axis=0).tolist()
             found = self._stages[mask] = _Sums(
-                both=both, weight_bytes=weight_bytes, saved_bytes=saved_bytes, update_s=update_s,
+                both=tuple(both), weight_bytes=weight_bytes, saved_bytes=saved_bytes, update_s=update_s,
                 received=self.graph.received(mask, rows), sent=self.graph.sent(mask, rows))
         return found
 
@@ -341,9 +341,8 @@ def _table(name: str, column: str, rows: Mapping[int, float], source: Source,
     return seconds, np.where(given, SOURCES.index(source), max(SOURCES.index(source), SOURCES.index("interpolated")))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    both: list[float]
+class _Sums(NamedTuple):
+    both: tuple[float, ...]
     weight_bytes: float
     saved_bytes: float
     update_s: float

@@ -237,8 +237,19 @@ def spread_runners_up(ranking: Ranking) -> None:
 
 
 def _splittable(prices: Prices, found: Draft) -> list[int]:
+    """Stages that idle devices can take half of; of those alike and between the same stages only the first."""
     idle = prices.cluster.devices - sum(s.replicas for s in found.stages)
-    return [x for x, s in enumerate(found.stages) if s.replicas <= idle and s.mask & (s.mask - 1)]
+    around: list[list[int]] = [[] for _ in found.stages]
+    for u, v in found.flows:
+        around[u].append(v)
+        around[v].append(~u)
+    kept: dict[object, int] = {}
+    for x, s in enumerate(found.stages):
+        if s.replicas <= idle and s.mask & (s.mask - 1):
+            alike = (prices.sums(s.mask), prices.compute_s(s.mask, s.micro, s.replicas), s.micro, s.replicas,
+                     found.turns[x], tuple(around[x]))
+            kept.setdefault(alike, x)
+    return list(kept.values())
 
 
 def _splits(prices: Prices, found: Draft) -> Iterator[Draft]:
