@@ -76,7 +76,7 @@ def plan(problem: Problem, costs: CostModel, *, planner: str = "graph", solver: 
 def _search(planner: str, ranking: Ranking, root: Node) -> None:
     menu = ranking.prices.problem.menu
     if planner == "graph":
-        rank(ranking, root, [(b,) for b in menu])
+        rank(ranking, root, [(b,) for b in menu], patient=True)
         line_cuts(ranking)
         spread_runners_up(ranking)
         refine(ranking)
@@ -84,7 +84,7 @@ def _search(planner: str, ranking: Ranking, root: Node) -> None:
         rank(ranking, root, [(b,) for b in menu])
         spread(ranking)
     elif planner == "graph-mixed":
-        rank(ranking, root, [(b,) for b in menu])
+        rank(ranking, root, [(b,) for b in menu], patient=True)
         rank(ranking, root, [tuple(c for c in menu if b <= c <= _LARGEST_RATIO * b) for b in menu])
         spread_runners_up(ranking)
         refine(ranking)

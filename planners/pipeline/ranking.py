@@ -31,8 +31,6 @@ _FIRST_RISE, _LARGEST_RISE, _LARGEST = 1.05, 1.2, 8.0
 # An iteration over its bound.
 _LIKELY = 1.05
 _PATIENCE = 2
-# A menu all whose bounds are so much longer than the best iteration fails twice.
-_CLEARLY = 1.02
 # Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
 _WITHIN = 0.02
 _ROUNDS = 4
@@ -84,23 +82,29 @@ class Ranking:
                 found.append((hope_s(self.prices, made), made))
         return found
 
-    def simulate(self, hopes: list[tuple[float, Draft]]) -> None:
-        """``take`` of drafts with their bounds."""
+    def simulate(self, hopes: list[tuple[float, Draft]]) -> float:
+        """``take`` of drafts with their bounds; the least that is known of any of them in the end."""
+        least = math.inf
         for hope, found in sorted(hopes, key=lambda pair: pair[0]):
             if hope >= self.limit:
-                return
+                return min(least, hope)
             made = placed(self.prices, found)
-            if made is None or least_s(made.graph, made.held) >= self.limit:
+            hope = math.inf if made is None else least_s(made.graph, made.held)
+            if made is None or hope >= self.limit:
+                least = min(least, hope)
                 continue
             new = simulated(made)
+            least = min(least, new.iteration_s)
             self.simulated.append((new.iteration_s, made.draft))
             if new.iteration_s < self.limit:
                 self.best = new
+        return least
 
 
-def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
+def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]], *, patient: bool = False) -> None:
     """Candidates of the menus of micro-batches (ascending): from the most promising one outwards, on each side until
-    ``_PATIENCE`` menus in a row find nothing better; then the best stages at every other micro-batch."""
+    ``_PATIENCE`` menus in a row find nothing better, or one none of whose plans can be better by its bound unless
+    ``patient``; then the best stages at every other micro-batch."""
     prices, batch = ranking.prices, ranking.prices.problem.batch_samples
     shape, works = Shape(root), [Work(prices, menu) for menu in menus]
     hopes = [batch * work.floor for work in works]
@@ -117,9 +121,8 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
             if not ranking.late() and hopes[m] < before:
                 likely = _one_menu(ranking, works[m], partial(searcher, shape=shape, menu=menus[m]))
             if math.isfinite(ranking.limit):
-                worse = 2 if likely > ranking.limit * _CLEARLY else 1
-                failures = 0 if ranking.limit < before else failures + worse
-            if failures >= _PATIENCE:
+                failures = 0 if ranking.limit < before else failures + 1
+            if failures == _PATIENCE or (failures and not patient and likely >= ranking.limit):
                 break
     if ranking.best is not None:
         best = ranking.best.draft
@@ -186,8 +189,7 @@ def _over_some_links(ranking: Ranking, search: Line | Tree) -> tuple[float, floa
         new = ranking.hopes(_drafts(ranking.prices, search.fronts(min(limit, most))))
         most = min([most, *(hope * _LIKELY / batch for hope, _ in new)])
         hopes += new
-    ranking.simulate(hopes)
-    return least, min((hope for hope, _ in hopes), default=math.inf)
+    return least, ranking.simulate(hopes)
 
 
 def _balanced(ranking: Ranking, search: Line | Tree, least: float) -> list[list[Chosen]]:
