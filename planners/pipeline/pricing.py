@@ -94,10 +94,11 @@ class Prices:
         self.ranks = np.array([r[2] for r in rows])
         self._by_local = list(zip(self.forward.T.tolist(), self.backward.T.tolist(), strict=True))
         operators = self.graph.operators
+        self.weights = np.array([o.weight_bytes for o in operators])
+        self.saved = np.array([o.saved_bytes_per_sample for o in operators])
         # What a stage adds up: forward and backward at each local batch, weights, saved activations, update.
         self._columns = np.column_stack([
-            self.forward + self.backward, [o.weight_bytes for o in operators],
-            [o.saved_bytes_per_sample for o in operators], self.update])
+            self.forward + self.backward, self.weights, self.saved, self.update])
 
     @property
     def one_machine(self) -> bool:
@@ -364,8 +365,6 @@ class _Runs:
     @staticmethod
     def of(prices: Prices) -> _Runs:
         graph, n = prices.graph, len(prices.graph)
-        weights = np.array([o.weight_bytes for o in graph.operators])
-        saved = np.array([o.saved_bytes_per_sample for o in graph.operators])
         received, left = np.zeros((n, n)), np.zeros((n, n))
         for first in range(n):
             # A tensor that several operators of the run read comes once.
@@ -378,8 +377,8 @@ class _Runs:
             # left[u, v]: what operators after v read of u.
             for v, size in graph.read_by[first]:
                 left[first, first:v] = np.maximum(left[first, first:v], size)
-        return _Runs(both=_totals(prices.forward + prices.backward), weight_bytes=_totals(weights),
-                     each=_totals(saved) + received, update_s=_totals(np.array(prices.update)), received=received,
+        return _Runs(both=_totals(prices.forward + prices.backward), weight_bytes=_totals(prices.weights),
+                     each=_totals(prices.saved) + received, update_s=_totals(np.array(prices.update)), received=received,
                      sent=np.cumsum(np.triu(left)[::-1], axis=0)[::-1])
 
 

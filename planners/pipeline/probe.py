@@ -152,12 +152,11 @@ def _floor(prices: Prices, ways: list[tuple[int, int]], compute: Floats) -> floa
 
     ``compute`` is device-seconds a sample by operator and way (micro-batch, replicas).
     """
-    operators, batch = prices.graph.operators, prices.problem.batch_samples
+    batch = prices.problem.batch_samples
     replicas = np.array([d for _, d in ways], dtype=float)
     slope = np.array([ring_s(1.0, d, prices.ring_link(d)) - ring_s(_NO_BYTES, d, prices.ring_link(d))
                       for _, d in ways])
-    weight = np.array([[o.weight_bytes] for o in operators])
-    saved = np.array([[o.saved_bytes_per_sample] for o in operators])
+    weight, saved = prices.weights[:, None], prices.saved[:, None]
     local = np.array([b / d for b, d in ways])
     alone = compute / replicas + (weight * slope + np.array(prices.update)[:, None]) / batch
     alone[weight * prices.copies + local * saved > prices.room * (1 + _ROUNDING)] = math.inf
