@@ -23,7 +23,8 @@ __all__ = ["Node", "decompose", "is_series_parallel"]
 class Node:
     """A node of the tree. ``items`` are the children (a series holds no series, a parallel no parallel).
 
-    ``groups`` of a parallel node lists the positions of children by kind: equal kinds are interchangeable.
+    ``groups`` of a parallel node lists the positions of children by kind: equal kinds are interchangeable. ``parts`` is
+    the node as a series: its items, or itself alone.
     """
 
     shape: Literal["operator", "series", "parallel"]
@@ -31,11 +32,10 @@ class Node:
     items: tuple[Node, ...] = ()
     kind: int = -1
     groups: tuple[tuple[int, ...], ...] = field(default=())
+    parts: tuple[Node, ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def parts(self) -> tuple[Node, ...]:
-        """The node as a series: its items, or itself alone."""
-        return self.items if self.shape == "series" else (self,)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", self.items if self.shape == "series" else (self,))
 
 
 def is_series_parallel(graph: OperatorGraph) -> bool:

@@ -273,9 +273,8 @@ class Probe:
         return min(one, two)
 
     def _enter(self, front: Front, key: Interface, devices: int, choice: Any) -> None:
-        known = front.get(key)
-        if known is None or devices < known[0]:
-            front[key] = (devices, choice)
+        if key not in front or devices < front[key][0]:
+            front[key] = devices, choice
 
     def _pruned(self, front: Front, most: float) -> Front:
         """Without entries that another one beats in devices and in what it asks of every predecessor."""
@@ -291,6 +290,9 @@ class Probe:
 
     def _both(self, first: Front, second: Front, most: float) -> Front:
         """Fronts of two sets of branches side by side."""
+        if len(second) == 1 and None in second:
+            e, other = second[None]
+            return {a: (d + e, (choice, other)) for a, (d, choice) in first.items() if d + e <= most}
         out: Front = {}
         for a, (d, choice) in first.items():
             for b, (e, other) in second.items():
