@@ -16,7 +16,8 @@ from planners.pipeline.problem import Flow, LinkRate, Plan, Problem, Stage
 from workbench.outcome import Metric
 from workbench.plan import Certificate, Status
 
-__all__ = ["Candidate", "Draft", "Placed", "assemble", "candidate", "decision", "draft", "draft_if_acyclic", "headline", "hope_s",
+__all__ = ["Candidate", "Draft", "Placed", "assemble", "candidate", "decision", "draft", "draft_if_acyclic", "fits_memory",
+           "headline", "hope_s",
            "in_words", "placed", "predicted", "simulated"]
 
 
@@ -59,9 +60,17 @@ class Candidate:
 
 def draft(prices: Prices, stages: Sequence[Chosen], *, sequential: bool, turns: Sequence[int] | None = None) -> Draft:
     """Stages sorted topologically (a branch's stages together), with their flows; sequential chains them."""
-    made = draft_if_acyclic(prices, stages, sequential=sequential, turns=turns)
+    key = tuple(stages), sequential, None if turns is None else tuple(turns)
+    made = prices.drafts.get(key)
+    if made is None:
+        made = prices.drafts[key] = draft_if_acyclic(prices, stages, sequential=sequential, turns=turns)
     assert made is not None, "the stages form a cycle"
     return made
+
+
+def fits_memory(prices: Prices, stages: Sequence[Chosen]) -> bool:
+    """Whether stages hold what their places in the stage graph ask for."""
+    return _holding(prices, draft(prices, stages, sequential=False)) is not None
 
 
 def draft_if_acyclic(prices: Prices, stages: Sequence[Chosen], *, sequential: bool,

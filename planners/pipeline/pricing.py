@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,6 +74,8 @@ class Prices:
 
     def __post_init__(self) -> None:
         self._runs: _Runs | None = None
+        # What is made of stages with these prices, see ``assembly``.
+        self.drafts: dict[Any, Any] = {}
         self.cluster: Cluster = self.problem.cluster
         self.copies = self.problem.weight_copies
         self.room = self.cluster.memory_bytes - self.problem.workspace_bytes

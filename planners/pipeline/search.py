@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from planners.pipeline.assembly import fits_memory
 from planners.pipeline.decomposition import Node
-from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
 from planners.pipeline.probe import Chosen, Probe, Shape, Work
 
@@ -92,7 +92,7 @@ class Line:
             ends.append(i)
         stages = [Chosen((1 << j) - (1 << i), self.micro, int(fewest[i, j - 1])) for i, j in pairwise(ends)]
         deep = all(self.most[self._at(s)] >= held for s, held in zip(reversed(stages), self.held, strict=False))
-        return [stages] if deep or _fits_all_the_same(self.prices, stages) else self.fronts(limit)
+        return [stages] if deep or fits_memory(self.prices, stages) else self.fronts(limit)
 
     def slowest(self, stages: list[Chosen]) -> float:
         """Seconds a sample of the bottleneck."""
@@ -159,7 +159,7 @@ class Tree:
         """
         if len(self.menu) == 1:
             quick = self._read(self._probe(limit, "depth", alone))
-            if all(_fits_all_the_same(self.prices, stages) for stages in quick):
+            if all(fits_memory(self.prices, stages) for stages in quick):
                 return quick
         return self._read(self._probe(limit, "in-flight", alone))
 
@@ -175,7 +175,7 @@ class Tree:
         """
         if len(self.menu) == 1:
             quick = self._read(self._probe(limit, "one"))
-            if not quick or _fits_all_the_same(self.prices, quick[0]):
+            if not quick or fits_memory(self.prices, quick[0]):
                 return quick
         return self.fronts(limit)
 
@@ -242,29 +242,3 @@ def least_of(search: Line | Tree, *, within: float, at_most: float,
         else:
             break
     return best
-
-
-def _fits_all_the_same(prices: Prices, stages: list[Chosen]) -> bool:
-    """Whether stages of one micro-batch hold what their places in the stage graph ask for: b times the longest path."""
-    owner = {v: x for x, s in enumerate(stages) for v in bits(s.mask)}
-    after: list[set[int]] = [set() for _ in stages]
-    before = [0] * len(stages)
-    for u, v, _ in prices.graph.edges:
-        x, y = owner[u], owner[v]
-        if x != y and y not in after[x]:
-            after[x].add(y)
-            before[y] += 1
-    order = [x for x, n in enumerate(before) if not n]
-    for x in order:
-        for y in after[x]:
-            before[y] -= 1
-            if not before[y]:
-                order.append(y)
-    depth = [1] * len(stages)
-    for x in reversed(order):
-        s = stages[x]
-        depth[x] = 1 + max((depth[y] for y in after[x]), default=0)
-        held = min(depth[x] * s.micro, prices.problem.batch_samples)
-        if prices.memory_bytes(s.mask, held, s.replicas) > prices.cluster.memory_bytes:
-            return False
-    return True
