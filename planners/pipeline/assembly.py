@@ -16,9 +16,8 @@ from planners.pipeline.problem import Flow, LinkRate, Plan, Problem, Stage
 from workbench.outcome import Metric
 from workbench.plan import Certificate, Status
 
-__all__ = ["Candidate", "Draft", "Placed", "assemble", "candidate", "decision", "draft", "draft_if_acyclic", "fits_memory",
-           "headline", "hope_s",
-           "in_words", "placed", "predicted", "simulated"]
+__all__ = ["Candidate", "Draft", "Placed", "assemble", "candidate", "decision", "draft", "draft_if_acyclic",
+           "fits_memory", "headline", "hope_s", "in_words", "placed", "predicted", "simulated"]
 
 
 @dataclass(frozen=True, slots=True)

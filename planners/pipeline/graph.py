@@ -28,8 +28,8 @@ class OperatorGraph:
     """Operators in topological order with their data edges (producer, consumer, bytes a sample).
 
     ``above[v]`` and ``below[v]`` are the masks of all operators before and after v, ``parents[v]`` and ``children[v]``
-    of those that v reads and that read v. ``largest[v]`` is what the reader of most bytes reads of v; the mask ``uneven``
-    has the operators of which some read less.
+    of those that v reads and that read v. ``largest[v]`` are the bytes a sample that the reader of most reads of v; the
+    mask ``uneven`` has the operators of which some read less.
     """
 
     operators: tuple[Operator, ...]

@@ -65,7 +65,8 @@ def _encoder(name: str, *, width: int, tokens: int, heads: int, own_data: bool) 
     saved = 7 * row + 2 * tokens * hidden * FLOAT_BYTES + 2 * heads * tokens * tokens * FLOAT_BYTES
     layer = Layer(kind="transformer", width=width, tokens=tokens, heads=heads, hidden=hidden,
                   inputs=width if own_data else 0)
-    return Operator(name=name, kernels=_encoder_kernels(width, tokens, heads), weight_bytes=weights * FLOAT_BYTES, saved_bytes_per_sample=saved,
+    return Operator(name=name, kernels=_encoder_kernels(width, tokens, heads),
+                    weight_bytes=weights * FLOAT_BYTES, saved_bytes_per_sample=saved,
                     output_bytes_per_sample=row, layer=layer)
 
 
@@ -88,7 +89,8 @@ def _concat(name: str, *, width: int, tokens: int = 1) -> Operator:
 
 def _dense(name: str, *, inner: int, width: int, own_data: int = 0) -> Operator:
     row = float(width * FLOAT_BYTES)
-    return Operator(name=name, kernels=_dense_kernels(inner, width), weight_bytes=float((inner + 1) * width * FLOAT_BYTES),
+    return Operator(name=name, kernels=_dense_kernels(inner, width),
+                    weight_bytes=float((inner + 1) * width * FLOAT_BYTES),
                     saved_bytes_per_sample=row + own_data * FLOAT_BYTES, output_bytes_per_sample=row,
                     layer=Layer(kind="dense", inputs=own_data, width=width))
 

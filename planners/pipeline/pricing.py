@@ -380,8 +380,8 @@ class _Runs:
             for v, size in graph.read_by[first]:
                 left[first, first:v] = np.maximum(left[first, first:v], size)
         return _Runs(both=_totals(prices.forward + prices.backward), weight_bytes=_totals(prices.weights),
-                     each=_totals(prices.saved) + received, update_s=_totals(np.array(prices.update)), received=received,
-                     sent=np.cumsum(np.triu(left)[::-1], axis=0)[::-1])
+                     each=_totals(prices.saved) + received, update_s=_totals(np.array(prices.update)),
+                     received=received, sent=np.cumsum(np.triu(left)[::-1], axis=0)[::-1])
 
 
 def _totals(rows: Floats) -> Floats:

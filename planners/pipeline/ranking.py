@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise, permutations
 
-from planners.pipeline.assembly import Candidate, Draft, draft, draft_if_acyclic, hope_s, placed, simulated, with_stage, with_turns
+from planners.pipeline import assembly
+from planners.pipeline.assembly import Candidate, Draft, draft, hope_s, placed, simulated, with_stage, with_turns
 from planners.pipeline.clock import least_s
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
@@ -315,7 +316,7 @@ def _shifts(prices: Prices, found: Draft) -> Iterator[Draft]:
             turns = found.turns[u], found.turns[v]
             rest = [(s, k) for x, (s, k) in enumerate(zip(stages, found.turns, strict=True)) if x not in (u, v)]
             kept = [(s, k) for s, k in zip(new, turns, strict=False) if s.mask]
-            made = draft_if_acyclic(prices, [s for s, _ in (*rest, *kept)], sequential=False,
+            made = assembly.draft_if_acyclic(prices, [s for s, _ in (*rest, *kept)], sequential=False,
                                     turns=[k for _, k in (*rest, *kept)])
             if made is not None:
                 yield made
