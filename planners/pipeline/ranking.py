@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise, permutations
 
-from planners.pipeline import assembly
-from planners.pipeline.assembly import Candidate, Draft, draft, hope_s, placed, simulated, with_stage, with_turns
+from planners.pipeline.assembly import (Candidate, Draft, draft, draft_if_acyclic, hope_s, placed, simulated,
+                                        with_stage, with_turns)
 from planners.pipeline.clock import least_s
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
-from planners.pipeline.pricing import Prices
+from planners.pipeline.pricing import Prices, ring_s
 from planners.pipeline.probe import Chosen, Shape, Work
 from planners.pipeline.search import Line, Tree, least_of, searcher
 
@@ -267,14 +267,19 @@ def _splits(prices: Prices, found: Draft) -> Iterator[Draft]:
 def _split(prices: Prices, found: Draft, x: int) -> Draft:
     """The draft with stage ``x`` cut in two, as evenly as its operators' order allows."""
     stage = found.stages[x]
+    first = _first_half(prices, stage)
+    halves = [Chosen(mask, stage.micro, stage.replicas) for mask in (first, stage.mask ^ first)]
+    turns = [*found.turns[:x], found.turns[x], *found.turns[x:]]
+    return draft(prices, [*found.stages[:x], *halves, *found.stages[x + 1:]], sequential=False, turns=turns)
+
+
+def _first_half(prices: Prices, stage: Chosen) -> int:
+    """The first operators of a stage that take as near as possible half of its time."""
     members = list(bits(stage.mask))
     at = prices.column[stage.micro // stage.replicas]
     work = (prices.forward[members, at] + prices.backward[members, at]).cumsum()
     cut = min(range(1, len(members)), key=lambda k: abs(2 * work[k - 1] - work[-1]))
-    first = sum(1 << v for v in members[:cut])
-    halves = [Chosen(mask, stage.micro, stage.replicas) for mask in (first, stage.mask ^ first)]
-    turns = [*found.turns[:x], found.turns[x], *found.turns[x:]]
-    return draft(prices, [*found.stages[:x], *halves, *found.stages[x + 1:]], sequential=False, turns=turns)
+    return sum(1 << v for v in members[:cut])
 
 
 def refine(ranking: Ranking) -> None:
@@ -289,17 +294,20 @@ def refine(ranking: Ranking) -> None:
 
 
 def shift(ranking: Ranking) -> None:
-    """Move single operators of the best plan to a neighbouring stage, or merge two stages, while that helps."""
+    """Move single operators of the best plan to a neighbouring stage, merge two stages, or relieve the longest stage of
+    its first, last or half of its operators, also on devices that a merge frees, while that helps."""
     while ranking.best is not None and not ranking.late():
-        before = ranking.limit
-        ranking.take(*_shifts(ranking.prices, ranking.best.draft))
+        before, found, prices = ranking.limit, ranking.best.draft, ranking.prices
+        merged = list(_merges(prices, found))
+        ranking.take(*_moves(prices, found), *merged, *_relieved(prices, found))
+        ranking.take(*(made for freed in merged for made in _relieved(prices, freed)))
         if ranking.limit >= before:
             return
 
 
-def _shifts(prices: Prices, found: Draft) -> Iterator[Draft]:
+def _moves(prices: Prices, found: Draft) -> Iterator[Draft]:
+    """The draft with one operator in another stage."""
     graph, stages = prices.graph, found.stages
-    idle = prices.cluster.devices - sum(s.replicas for s in stages)
     pairs = [*found.flows]
     if len(stages) <= _FEW_STAGES:
         pairs += [ends for ends in permutations(range(len(stages)), 2) if ends not in found.flows]
@@ -307,19 +315,57 @@ def _shifts(prices: Prices, found: Draft) -> Iterator[Draft]:
         one, two = stages[u], stages[v]
         moves = [(0, 1 << o) for o in bits(two.mask) if not graph.above[o] & two.mask]
         moves += [(1 << o, 0) for o in bits(one.mask) if not graph.below[o] & one.mask]
-        changed = [[Chosen(one.mask ^ away | come, one.micro, one.replicas),
-                    Chosen(two.mask ^ come | away, two.micro, two.replicas)] for away, come in moves]
-        both = one.mask | two.mask
-        changed += [[Chosen(both, one.micro, d)] for d in prices.replica_counts(one.micro)
-                    if max(one.replicas, two.replicas) <= d <= one.replicas + two.replicas + idle]
-        for new in changed:
-            turns = found.turns[u], found.turns[v]
-            rest = [(s, k) for x, (s, k) in enumerate(zip(stages, found.turns, strict=True)) if x not in (u, v)]
-            kept = [(s, k) for s, k in zip(new, turns, strict=False) if s.mask]
-            made = assembly.draft_if_acyclic(prices, [s for s, _ in (*rest, *kept)], sequential=False,
-                                    turns=[k for _, k in (*rest, *kept)])
-            if made is not None:
-                yield made
+        for away, come in moves:
+            yield from _with(prices, found, {u: [Chosen(one.mask ^ away | come, one.micro, one.replicas)],
+                                             v: [Chosen(two.mask ^ come | away, two.micro, two.replicas)]})
+
+
+def _merges(prices: Prices, found: Draft) -> Iterator[Draft]:
+    """The draft with two stages as one; of pairs alike only the first."""
+    idle = prices.cluster.devices - sum(s.replicas for s in found.stages)
+    seen: set[object] = set()
+    for u, v in found.flows:
+        one, two = found.stages[u], found.stages[v]
+        alike = prices.sums(one.mask), prices.sums(two.mask), one[1:], two[1:]
+        if alike not in seen:
+            seen.add(alike)
+            for d in prices.replica_counts(one.micro):
+                if max(one.replicas, two.replicas) <= d <= one.replicas + two.replicas + idle:
+                    yield from _with(prices, found, {u: [Chosen(one.mask | two.mask, one.micro, d)], v: []})
+
+
+def _relieved(prices: Prices, found: Draft) -> Iterator[Draft]:
+    """The draft with some operators of its longest stage on idle devices."""
+    graph, batch = prices.graph, prices.problem.batch_samples
+    idle = prices.cluster.devices - sum(s.replicas for s in found.stages)
+
+    def busy_s(s: Chosen) -> float:
+        sums = prices.sums(s.mask)
+        return (batch // s.micro * sum(prices.compute_s(s.mask, s.micro, s.replicas))
+                + ring_s(sums.weight_bytes, s.replicas, prices.ring_link(s.replicas)) + sums.update_s)
+
+    x = max(range(len(found.stages)), key=lambda y: busy_s(found.stages[y]))
+    stage = found.stages[x]
+    if not idle or not stage.mask & (stage.mask - 1):
+        return
+    parts = {_first_half(prices, stage)}
+    parts |= {1 << o for o in bits(stage.mask) if not graph.above[o] & stage.mask}
+    parts |= {stage.mask ^ 1 << o for o in bits(stage.mask) if not graph.below[o] & stage.mask}
+    for first in sorted(parts):
+        for d in prices.replica_counts(stage.micro):
+            if d <= min(idle, stage.replicas):
+                for a, b in {(d, stage.replicas), (stage.replicas, d)}:
+                    yield from _with(prices, found, {x: [Chosen(first, stage.micro, a),
+                                                         Chosen(stage.mask ^ first, stage.micro, b)]})
+
+
+def _with(prices: Prices, found: Draft, new: Mapping[int, Sequence[Chosen]]) -> Iterator[Draft]:
+    """The draft with other stages in place of some; none where stages would wait on each other."""
+    kept = [(s, k) for x, (stage, k) in enumerate(zip(found.stages, found.turns, strict=True))
+            for s in new.get(x, (stage,)) if s.mask]
+    made = draft_if_acyclic(prices, [s for s, _ in kept], sequential=False, turns=[k for _, k in kept])
+    if made is not None:
+        yield made
 
 
 def improve(ranking: Ranking) -> None:
