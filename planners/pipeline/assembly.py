@@ -224,11 +224,6 @@ def assemble(prices: Prices, best: Candidate, *, bound: float | None, planner: s
                 certificate=certificate)
 
 
-def with_turns(found: Draft, x: int, turn: int) -> Draft:
-    """The draft with another k at stage ``x``."""
-    return replace(found, turns=(*found.turns[:x], turn, *found.turns[x + 1:]))
-
-
 def with_stage(found: Draft, x: int, stage: Chosen) -> Draft:
     """The draft with other micro-batch or replicas at stage ``x`` (the operators stay)."""
     return replace(found, stages=(*found.stages[:x], stage, *found.stages[x + 1:]))

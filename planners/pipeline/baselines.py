@@ -20,7 +20,7 @@ from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import OperatorGraph, bits
 from planners.pipeline.pricing import Prices
 from planners.pipeline.probe import Chosen
-from planners.pipeline.ranking import Ranking, rank, spread
+from planners.pipeline.ranking import Ranking, rank, shift, spread
 from workbench.errors import SolverError
 
 __all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "pipedream",
@@ -180,7 +180,8 @@ def data_parallel(ranking: Ranking) -> None:
 
 def sequential(ranking: Ranking, root: Node) -> None:
     """The stages of our uniform plan in one chain, at the micro-batch that suits the chain best; also those of plans
-    next to it, since what is a good graph need not be a good chain."""
+    next to it, since what is a good graph need not be a good chain. Then operators move between the chain's stages as
+    they do in our plans (``ranking.shift``)."""
     ours = Ranking(ranking.prices, ranking.deadline)
     rank(ours, root, [(b,) for b in ranking.prices.problem.menu])
     spread(ours)
@@ -188,6 +189,7 @@ def sequential(ranking: Ranking, root: Node) -> None:
         chained(ranking, ours.best.draft)
     ranking.take(*(draft(ranking.prices, found.stages, sequential=True)
                    for _, found in sorted(ours.simulated, key=lambda run: run[0])[:_CHAINED]))
+    shift(ranking)
 
 
 def chained(ranking: Ranking, found: Draft) -> None:

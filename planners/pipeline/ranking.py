@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise, permutations
 
-from planners.pipeline.assembly import (Candidate, Draft, draft, draft_if_acyclic, hope_s, placed, simulated,
-                                        with_stage, with_turns)
+from planners.pipeline.assembly import Candidate, Draft, draft, draft_if_acyclic, hope_s, placed, simulated, with_stage
 from planners.pipeline.clock import least_s
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import bits
@@ -25,7 +24,7 @@ from planners.pipeline.pricing import Prices, ring_s
 from planners.pipeline.probe import Chosen, Shape, Work
 from planners.pipeline.search import Line, Tree, least_of, searcher
 
-__all__ = ["Ranking", "line_cuts", "rank", "refine", "spread", "spread_runners_up"]
+__all__ = ["Ranking", "line_cuts", "rank", "refine", "shift", "spread", "spread_runners_up"]
 
 # Thresholds above the least bottleneck, each over the one before.
 _FIRST_RISE, _LARGEST_RISE, _LARGEST = 1.05, 1.2, 8.0
@@ -36,6 +35,7 @@ _PATIENCE = 2
 _WITHIN = 0.02
 _ROUNDS = 4
 _RUNNERS_UP = 10
+_STARTS = 4
 # Operators also move between stages that do not talk if there are so few stages.
 _FEW_STAGES = 6
 # Balancing the stages beside the bottleneck ends at this ratio.
@@ -270,7 +270,8 @@ def _split(prices: Prices, found: Draft, x: int) -> Draft:
     first = _first_half(prices, stage)
     halves = [Chosen(mask, stage.micro, stage.replicas) for mask in (first, stage.mask ^ first)]
     turns = [*found.turns[:x], found.turns[x], *found.turns[x:]]
-    return draft(prices, [*found.stages[:x], *halves, *found.stages[x + 1:]], sequential=False, turns=turns)
+    return draft(prices, [*found.stages[:x], *halves, *found.stages[x + 1:]], sequential=found.sequential,
+                 turns=turns)
 
 
 def _first_half(prices: Prices, stage: Chosen) -> int:
@@ -283,6 +284,24 @@ def _first_half(prices: Prices, stage: Chosen) -> int:
 
 
 def refine(ranking: Ranking) -> None:
+    """Improve the best plan, and the best ones of some other micro-batches and numbers of stages, step by step."""
+    starts: dict[tuple[int, int], Draft] = {}
+    for _, found in sorted(ranking.simulated, key=lambda run: run[0]):
+        starts.setdefault((found.stages[0].micro, len(found.stages)), found)
+    _refine(ranking)
+    for start in [*starts.values()][1:_STARTS]:
+        if ranking.late():
+            return
+        other = Ranking(ranking.prices, ranking.deadline)
+        other.take(start)
+        spread(other)
+        _refine(other)
+        ranking.tried += other.tried
+        if other.limit < ranking.limit:
+            ranking.best = other.best
+
+
+def _refine(ranking: Ranking) -> None:
     """Change single stages and move operators between them, in turn, while that helps."""
     while ranking.best is not None and not ranking.late():
         before = ranking.limit
@@ -363,7 +382,7 @@ def _with(prices: Prices, found: Draft, new: Mapping[int, Sequence[Chosen]]) -> 
     """The draft with other stages in place of some; none where stages would wait on each other."""
     kept = [(s, k) for x, (stage, k) in enumerate(zip(found.stages, found.turns, strict=True))
             for s in new.get(x, (stage,)) if s.mask]
-    made = draft_if_acyclic(prices, [s for s, _ in kept], sequential=False, turns=[k for _, k in kept])
+    made = draft_if_acyclic(prices, [s for s, _ in kept], sequential=found.sequential, turns=[k for _, k in kept])
     if made is not None:
         yield made
 
@@ -394,4 +413,4 @@ def _changes(prices: Prices, found: Draft, x: int) -> Iterator[Draft]:
                     yield with_stage(found, x, Chosen(stage.mask, b, d))
     for k in range(1, problem.max_forwards_per_turn + 1):
         if k != turn and k * stage.micro <= problem.batch_samples:
-            yield with_turns(found, x, k)
+            yield replace(found, turns=(*found.turns[:x], k, *found.turns[x + 1:]))
