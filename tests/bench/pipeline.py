@@ -1,7 +1,7 @@
 """Figures of the pipeline study: ``python -m tests.bench.pipeline [search|gap|bounds|inflight|…] …``.
 
-Times of searches are processor seconds of this process (the machine may be shared), medians of three, with analytic
-costs of a V100 (fp32). The ablation is simulated from measured kernels of an A100 (bf16); ratios only.
+Times of searches are processor seconds of this process (the machine may be shared), medians of three; the uniform search
+alone and PipeDream's take turns, medians of seven; analytic costs of a V100 (fp32). The ablation is simulated from measured kernels of an A100 (bf16); ratios only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from planners.pipeline.ranking import Ranking, rank, spread
 from workbench.costs import CostModel, TableCosts, open_costs
 from workbench.errors import SolverError
 
-REPEATS = 3
+REPEATS, TURNS = 3, 7
 LAYERS = ("dense_forward", "dense_backward", "join_forward", "join_backward", "loss_forward", "loss_backward",
           "weight_update")
 # Mini-batches: the paper's table is an image; these are ours.
@@ -72,15 +72,18 @@ def search(costs: CostModel) -> None:
         uniform = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-uniform", time_limit_s=600))
         full = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph", time_limit_s=600), 3)
         mixed = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-mixed", time_limit_s=600), 1)
-        ours = seconds(lambda p=problem: searched(p, costs, _uniform), 3)
-        theirs = seconds(lambda p=problem: searched(p, costs, _pipedream), 3)
+        turns = [[seconds(lambda p=problem, s=side: searched(p, costs, s), 1) for side in (_uniform, _pipedream)]
+                 for _ in range(TURNS)]
+        ours, theirs = (statistics.median(times) for times in zip(*turns, strict=True))
+        least, most = (pick(b / a for a, b in turns) for pick in (min, max))
         try:
             refused = ""
             downset = _piper_seconds(problem, costs)
         except SolverError as error:
             refused, downset = error.message.split(":")[-1].strip(), float("nan")
         print(f"search {family} {sizes or ''} on {devices}: plans uniform {uniform:.2f} s, graph {full:.2f} s, "
-              f"mixed {mixed:.2f} s; searches alone {ours:.3f} s, pipedream {theirs:.2f} s ({theirs / ours:.1f}x), "
+              f"mixed {mixed:.2f} s; searches alone {ours:.4f} s, pipedream {theirs:.3f} s ({theirs / ours:.1f}x, turns "
+              f"{least:.1f} to {most:.1f}), "
               f"piper {downset:.2f} s ({downset / ours:.1f}x) {refused}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     print(f"search: peak memory of this process {peak:.2f} GiB", flush=True)
