@@ -63,6 +63,15 @@ def searched(problem: Problem, costs: CostModel, search: Callable[[Ranking, Node
     return ranking
 
 
+def in_turn(problem: Problem, costs: CostModel) -> tuple[float, float, str]:
+    """Processor seconds of the uniform search alone and of PipeDream's, and least to largest ratio of any turn."""
+    turns = [[seconds(lambda s=side: searched(problem, costs, s), 1) for side in (_uniform, _pipedream)]
+             for _ in range(TURNS)]
+    ours, theirs = (statistics.median(times) for times in zip(*turns, strict=True))
+    ratios = [b / a for a, b in turns]
+    return ours, theirs, f"{min(ratios):.1f} to {max(ratios):.1f}"
+
+
 def search(costs: CostModel) -> None:
     """Bar 1: seconds of every search."""
     models: list[tuple[str, int, dict[str, int]]] = [
@@ -72,18 +81,15 @@ def search(costs: CostModel) -> None:
         uniform = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-uniform", time_limit_s=600))
         full = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph", time_limit_s=600), 3)
         mixed = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-mixed", time_limit_s=600), 1)
-        turns = [[seconds(lambda p=problem, s=side: searched(p, costs, s), 1) for side in (_uniform, _pipedream)]
-                 for _ in range(TURNS)]
-        ours, theirs = (statistics.median(times) for times in zip(*turns, strict=True))
-        least, most = (pick(b / a for a, b in turns) for pick in (min, max))
+        ours, theirs, spread_of = in_turn(problem, costs)
         try:
             refused = ""
             downset = _piper_seconds(problem, costs)
         except SolverError as error:
             refused, downset = error.message.split(":")[-1].strip(), float("nan")
         print(f"search {family} {sizes or ''} on {devices}: plans uniform {uniform:.2f} s, graph {full:.2f} s, "
-              f"mixed {mixed:.2f} s; searches alone {ours:.4f} s, pipedream {theirs:.3f} s ({theirs / ours:.1f}x, turns "
-              f"{least:.1f} to {most:.1f}), "
+              f"mixed {mixed:.2f} s; searches alone {ours:.4f} s, pipedream {theirs:.3f} s ({theirs / ours:.1f}x, "
+              f"turns {spread_of}), "
               f"piper {downset:.2f} s ({downset / ours:.1f}x) {refused}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     print(f"search: peak memory of this process {peak:.2f} GiB", flush=True)
