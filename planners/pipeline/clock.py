@@ -54,18 +54,20 @@ def least_s(graph: StageGraph, held: Sequence[int]) -> float:
     """
     n = len(graph.micro)
     come, leave, trip = [0.0] * n, list(graph.at_end_s), [0.0] * n
-    for link in sorted(graph.links, key=lambda link: (link.consumer, link.producer)):
-        u, v = link.producer, link.consumer
+    links = sorted(graph.links)
+    for u, v, forward_s, backward_s in links:
         # Forward of as many of the producer's micro-batches as the consumer's first one needs.
-        first = -(-graph.micro[v] // graph.micro[u]) * graph.forward_s[u]
-        come[v] = max(come[v], come[u] + first + link.forward_s)
+        first = come[u] - (-graph.micro[v] // graph.micro[u]) * graph.forward_s[u] + forward_s
+        if first > come[v]:
+            come[v] = first
         # The producer's last gradients come with the consumer's last micro-batch.
-        last = max(1, graph.micro[v] // graph.micro[u]) * graph.backward_s[u]
-        leave[v] = max(leave[v], link.backward_s + last + leave[u])
-    for link in sorted(graph.links, key=lambda link: link.producer, reverse=True):
-        u, v = link.producer, link.consumer
-        once = graph.forward_s[v] + graph.backward_s[v]
-        trip[u] = max(trip[u], link.forward_s + trip[v] + once + link.backward_s)
+        last = backward_s + max(1, graph.micro[v] // graph.micro[u]) * graph.backward_s[u] + leave[u]
+        if last > leave[v]:
+            leave[v] = last
+    for u, v, forward_s, backward_s in reversed(links):
+        there_and_back = forward_s + trip[v] + graph.forward_s[v] + graph.backward_s[v] + backward_s
+        if there_and_back > trip[u]:
+            trip[u] = there_and_back
     least = 0.0
     for x in range(n):
         forward, backward, count = graph.forward_s[x], graph.backward_s[x], graph.batch // graph.micro[x]

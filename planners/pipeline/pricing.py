@@ -159,7 +159,7 @@ class Prices:
 
     def alike(self, mask: int, other: int, micro: int) -> None:
         """Take over what is known of ``other``, operators of the same costs with the same edges in and out."""
-        if mask != other:
+        if mask != other and (mask, micro) not in self._options:
             self._stages[mask] = self.sums(other)
             self._options[mask, micro] = self.options(other, micro)
 

@@ -32,7 +32,7 @@ _FIRST_RISE, _LARGEST_RISE, _LARGEST = 1.05, 1.2, 8.0
 _LIKELY = 1.05
 _PATIENCE = 2
 # Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
-_WITHIN = 0.02
+_WITHIN = 0.015
 _ROUNDS = 4
 _RUNNERS_UP = 10
 _STARTS = 4

@@ -22,7 +22,8 @@ __all__ = ["Line", "Tree", "least_of", "searcher", "smallest_bottleneck"]
 
 _CLOSE = 1e-3
 _PROBES = 60
-_FIRST_STEP = 1.03
+# The steps from below grow by this power.
+_GROWTH = 1.5
 
 
 class Line:
@@ -219,11 +220,12 @@ def least_of(search: Line | Tree, *, within: float, at_most: float,
         return (search.slowest(found[0]), found) if found else None
 
     # From below: what is too small is found so at little cost, and the bound is often near.
-    best, limit, step = None, min(low * (1 + max(within, _CLOSE)), at_most), _FIRST_STEP
+    step = 1 + max(within, _CLOSE)
+    best, limit = None, min(low * step, at_most)
     for _ in range(_PROBES):
         if (best := achieved(limit)) or limit == at_most or late():
             break
-        low, limit, step = limit, min(limit * step, at_most), step * step if step < 4 else step
+        low, limit, step = limit, min(limit * step, at_most), step ** _GROWTH if step < 4 else step
     if best is None:
         return None
     for _ in range(_PROBES):
