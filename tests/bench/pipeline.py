@@ -7,6 +7,7 @@ alone and PipeDream's take turns, medians of seven; analytic costs of a V100 (fp
 from __future__ import annotations
 
 import dataclasses
+import gc
 import resource
 import statistics
 import subprocess
@@ -46,9 +47,10 @@ def paper_problem(family: str, devices: int, batch: int, **sizes: int) -> Proble
 
 
 def seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median processor seconds."""
+    """Median processor seconds; garbage of what ran before is not charged to ``work``."""
     took = []
     for _ in range(repeats):
+        gc.collect()
         start = time.process_time()
         work()
         took.append(time.process_time() - start)
