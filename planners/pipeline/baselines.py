@@ -6,7 +6,8 @@ piper: dynamic program over downsets (sets closed under predecessors) and device
 branches; chained. Refuses graphs of more than ``DOWNSETS`` downsets, as the original does.
 balance: as many equal-work contiguous stages of the line as devices, one device each, 1F1B (the rule of GPipe-like
 libraries). data-parallel: one stage on as many devices as divide the micro-batch.
-sequential: the stages of our plans, chained (the ablation of the paper), at the micro-batch that suits the chain best.
+sequential: the stages of our plans, chained (the ablation of the paper), at the micro-batch that suits the chain best;
+then operators move between them while that helps, as in our plans.
 Deviations: PipeDream's and Piper's planners see our cost model (TPS of a stage, idle devices allowed).
 """
 

@@ -21,10 +21,10 @@ __all__ = ["PLANNERS", "bound", "plan", "priced"]
 
 PLANNERS: Mapping[str, str] = {
     "graph": "stage graph of least simulated iteration: one micro-batch size first, then micro-batch, k and replicas "
-             "of each stage",
+             "of each stage, and operators moved between stages",
     "graph-uniform": "the paper's default: one micro-batch size for all stages, 1F1B; least simulated iteration",
     "graph-mixed": "the paper's full search: micro-batch sizes of stages chosen together in the dynamic program",
-    "sequential": "baseline: the stages of graph-uniform in one chain",
+    "sequential": "baseline: the stages of graph-uniform in one chain, operators moved between them",
     "pipedream": "baseline: PipeDream's dynamic program over the operators in one line",
     "piper": "baseline: Piper's dynamic program over downsets",
     "balance": "baseline: equal-work contiguous stages, one device each, 1F1B",

@@ -68,6 +68,7 @@ class Prices:
     graph: OperatorGraph
     costs: CostModel
     _stages: dict[int, _Sums] = field(default_factory=dict, repr=False)
+    _like: dict[int, int] = field(default_factory=dict, repr=False)
     _halves: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict, repr=False)
     _options: dict[tuple[int, int], tuple[Option, ...]] = field(default_factory=dict, repr=False)
     _ways: dict[int, list[tuple[int, int, LinkRate]]] = field(default_factory=dict, repr=False)
@@ -138,6 +139,9 @@ class Prices:
         key = mask, self.column[micro // replicas]
         found = self._halves.get(key)
         if found is None:
+            if mask in self._like:
+                found = self._halves[key] = self.compute_s(self._like[mask], micro, replicas)
+                return found
             rows = list(bits(mask))
             forward, backward = self._by_local[key[1]]
             found = self._halves[key] = (sum([forward[v] for v in rows]), sum([backward[v] for v in rows]))
@@ -160,6 +164,11 @@ class Prices:
     def alike(self, mask: int, other: int, micro: int) -> None:
         """Take over what is known of ``other``, operators of the same costs with the same edges in and out."""
         if mask != other and (mask, micro) not in self._options:
+            root = other
+            while root in self._like:
+                root = self._like[root]
+            if root != mask:
+                self._like[mask] = root
             self._stages[mask] = self.sums(other)
             self._options[mask, micro] = self.options(other, micro)
 
@@ -243,8 +252,9 @@ class Prices:
         o = self.graph.operators[v]
         if layers.measured_by_layer(o):
             return self._layer(v, np.array(self.local, dtype=float))
+        # Operators made alike share their kernels, and to compare those takes longest.
         key = (tuple(sorted(o.forward_s.items())), tuple(sorted(o.backward_s.items())), o.forward_s_per_sample,
-               o.backward_s_per_sample, o.kernels, o.source)
+               o.backward_s_per_sample, id(o.kernels), o.source)
         if key not in self._priced:
             self._priced[key] = self._price(o)
         return self._priced[key]

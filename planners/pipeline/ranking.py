@@ -1,10 +1,12 @@
 """From bottlenecks to plans: candidates of several bottlenecks and micro-batches, ranked by simulated iteration time.
 
-A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch only as long as that
-beats the best iteration found. The iteration falls and then rises with the micro-batch (less overhead, longer fill), so
-sizes are tried outwards from the most promising one. Of the drafts of a micro-batch the one with the least bound on its
-iteration is simulated first. Stages are then split over the devices that are left. Improvement changes one stage at
-a time (micro-batch, k, replicas on idle devices) and keeps what shortens the simulated iteration.
+A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch as long as that is below
+an iteration that its plans are likely to reach. The iteration falls and then rises with the micro-batch (less overhead,
+longer fill), so sizes are tried outwards from the most promising one. Drafts are bounded before they are placed on
+devices, and of those of a micro-batch the one with the least bound is simulated first. Stages are then split over the
+devices that are left. Improvement changes one stage at a time (micro-batch, k, replicas on idle devices), moves
+operators, merges stages and relieves the longest one, from the best plan and some others, and keeps what shortens the
+simulated iteration.
 """
 
 from __future__ import annotations
