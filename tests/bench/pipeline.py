@@ -1,7 +1,8 @@
 """Figures of the pipeline study: ``python -m tests.bench.pipeline [search|gap|bounds|inflight|…] …``.
 
-Times of searches are processor seconds of this process (the machine may be shared), medians of three; the uniform search
-alone and PipeDream's take turns, medians of seven; analytic costs of a V100 (fp32). The ablation is simulated from measured kernels of an A100 (bf16); ratios only.
+Times of searches are processor seconds of this process (the machine may be shared), medians of three; the uniform
+search alone and PipeDream's take turns, medians of seven. Costs are the analytic ones of a V100 (fp32). The ablation is
+simulated from measured kernels of an A100 (bf16); ratios only.
 """
 
 from __future__ import annotations
