@@ -26,9 +26,11 @@ from planners.pipeline.loaders import graph_of, load
 from planners.pipeline.models import generate
 from planners.pipeline.planning import priced
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Shape, Work
 from planners.pipeline.problem import Cluster, Edge, FileModel, LinkRate, Model, Operator, Problem
+from planners.pipeline.reading import Chosen
 from planners.pipeline.search import Line, Tree, smallest_bottleneck
+from planners.pipeline.shape import Shape
+from planners.pipeline.work import Work
 from tests import oracles_pipeline as oracles
 from workbench.costs import Axis, ProfileTable, Provenance, TableCosts, open_costs
 from workbench.errors import Infeasible, MissingProfile, SolverError, SpecError

@@ -11,8 +11,8 @@ from planners.pipeline.graph import bits
 from planners.pipeline.inflight import held_by_all
 from planners.pipeline.placing import places, together
 from planners.pipeline.pricing import Prices, ring_s, transfer_s
-from planners.pipeline.probe import Chosen
 from planners.pipeline.problem import Flow, LinkRate, Plan, Problem, Stage
+from planners.pipeline.reading import Chosen
 from workbench.outcome import Metric
 from workbench.plan import Certificate, Status
 

@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from planners.pipeline.assembly import Draft, draft
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import OperatorGraph, bits
+from planners.pipeline.improving import shift, spread
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen
-from planners.pipeline.ranking import Ranking, rank, shift, spread
+from planners.pipeline.ranking import Ranking, rank
+from planners.pipeline.reading import Chosen
 from workbench.errors import SolverError
 
 __all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "pipedream",
@@ -182,7 +183,7 @@ def data_parallel(ranking: Ranking) -> None:
 def sequential(ranking: Ranking, root: Node) -> None:
     """The stages of our uniform plan in one chain, at the micro-batch that suits the chain best; also those of plans
     next to it, since what is a good graph need not be a good chain. Then operators move between the chain's stages as
-    they do in our plans (``ranking.shift``)."""
+    they do in our plans (``improving.shift``)."""
     ours = Ranking(ranking.prices, ranking.deadline)
     rank(ours, root, [(b,) for b in ranking.prices.problem.menu])
     spread(ours)

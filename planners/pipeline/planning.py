@@ -9,10 +9,11 @@ from planners.pipeline import baselines
 from planners.pipeline.assembly import assemble
 from planners.pipeline.bounds import iteration_bound
 from planners.pipeline.decomposition import Node, decompose
+from planners.pipeline.improving import refine, spread, spread_runners_up
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.pricing import Prices
 from planners.pipeline.problem import Plan, Problem
-from planners.pipeline.ranking import Ranking, line_cuts, rank, refine, spread, spread_runners_up
+from planners.pipeline.ranking import Ranking, line_cuts, rank
 from workbench.costs import CostModel
 from workbench.errors import Infeasible, SpecError, nearest
 from workbench.plan import Bound

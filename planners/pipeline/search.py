@@ -16,7 +16,10 @@ import numpy as np
 from planners.pipeline.assembly import fits_memory
 from planners.pipeline.decomposition import Node
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Probe, Shape, Work
+from planners.pipeline.probe import Probe
+from planners.pipeline.reading import Chosen
+from planners.pipeline.shape import Shape
+from planners.pipeline.work import Work
 
 __all__ = ["Line", "Tree", "least_of", "searcher", "smallest_bottleneck"]
 

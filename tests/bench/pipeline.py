@@ -24,9 +24,10 @@ from planners.pipeline import claims
 from planners.pipeline.assembly import draft
 from planners.pipeline.baselines import pipedream, piper
 from planners.pipeline.decomposition import Node
+from planners.pipeline.improving import spread
 from planners.pipeline.planning import priced
 from planners.pipeline.problem import Cluster, LinkRate, Model, Problem
-from planners.pipeline.ranking import Ranking, rank, spread
+from planners.pipeline.ranking import Ranking, rank
 from workbench.costs import CostModel, TableCosts, open_costs
 from workbench.errors import SolverError
 
@@ -142,7 +143,7 @@ def ablation(_: CostModel) -> None:
 
 def _one_device_each(problem: Problem, costs: CostModel, kind: str) -> float:
     """Iteration of one operator a stage, one device each, at the best micro-batch: chained or as a graph."""
-    from planners.pipeline.probe import Chosen
+    from planners.pipeline.reading import Chosen
 
     prices, _ = priced(dataclasses.replace(problem, cluster=dataclasses.replace(problem.cluster, devices=64)), costs)
     ranking = Ranking(prices, time.perf_counter() + 600)
