@@ -16,7 +16,7 @@ import pytest
 
 from planners import pipeline
 from planners.pipeline import layers
-from planners.pipeline.assembly import candidate, draft
+from planners.pipeline.assembly import candidate, draft, draft_if_acyclic, hope_s
 from planners.pipeline.baselines import downsets, pipedream_stages
 from planners.pipeline.bounds import area_bound, chain_bound, iteration_bound, partition_bound
 from planners.pipeline.clock import Link, StageGraph, iteration_s, least_s
@@ -27,9 +27,11 @@ from planners.pipeline.loaders import graph_of, load
 from planners.pipeline.models import generate
 from planners.pipeline.planning import priced
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Shape, Work
 from planners.pipeline.problem import Cluster, Edge, FileModel, Layer, LinkRate, Model, Operator, Problem
+from planners.pipeline.reading import Chosen
 from planners.pipeline.search import Line, Tree, smallest_bottleneck
+from planners.pipeline.shape import Shape
+from planners.pipeline.work import Work
 from tests import oracles_pipeline as oracles
 from workbench.costs import Axis, ProfileTable, Provenance, TableCosts, open_costs
 from workbench.errors import Infeasible, MissingProfile, SolverError, SpecError
@@ -251,6 +253,8 @@ def test_lines_are_searched_as_trees_are() -> None:
                           for search in (Line(prices, work, 2), Tree(prices, Shape(root), (2,), work)))
             assert [(len(x), sum(s.replicas for s in x)) for x in line] == [
                 (len(x), sum(s.replicas for s in x)) for x in tree]
+        line, limits = Line(prices, Work(prices, (2,)), 2), [least[0], least[0] * 1.2, least[0] * 3]
+        assert line.rising(limits) == [stages for limit in limits for stages in line.fronts(limit)]
 
 
 def test_runs_of_a_line_are_priced_as_arrays_to_the_bit() -> None:
@@ -269,6 +273,52 @@ def test_runs_of_a_line_are_priced_as_arrays_to_the_bit() -> None:
                     option = singly.get(d)
                     assert seconds[first, last, way] == (math.inf if option is None else option.seconds_per_sample)
                     assert option is None or most[first, last, way] == option.most_held
+
+
+def test_equal_branches_have_the_prices_of_the_first() -> None:
+    problem = Problem(
+        model=Model(family="dlrm", branches=3), batch_samples=64, micro_batches=(16,), cluster=Cluster(
+            devices=8, devices_per_machine=4, memory_bytes=16e9, device="V100", inside=oracles.FAST,
+            between=LinkRate(latency_s=1e-5, bytes_per_s=1e10)))
+    costs = open_costs({"source": "analytic"})
+    prices, root = priced(problem, costs)
+    found = smallest_bottleneck(prices, root, (16,))
+    assert found is not None
+    fresh, _ = priced(problem, costs)
+    for stages in found[1]:
+        assert len(stages) > 3
+        for s in stages:
+            assert prices.sums(s.mask)[1:] == pytest.approx(fresh.sums(s.mask)[1:])
+            ours, theirs = prices.options(s.mask, 16), fresh.options(s.mask, 16)
+            assert [o.replicas for o in ours] == [o.replicas for o in theirs]
+            assert [o.seconds_per_sample for o in ours] == pytest.approx([o.seconds_per_sample for o in theirs])
+
+
+def test_no_devices_let_a_draft_take_less_than_its_hope() -> None:
+    finite = 0
+    for k in range(100):
+        prices, _ = priced(small_problem(np.random.default_rng([58, k])), NO_COSTS)
+        for parts in oracles.partitions(len(prices.graph), prices.cluster.devices):
+            made = draft_if_acyclic(prices, [Chosen(part, 2, 1) for part in parts], sequential=False)
+            if made is not None:
+                found = candidate(prices, made)
+                hope = hope_s(prices, made)
+                assert (found is None) == math.isinf(hope)
+                assert found is None or hope <= found.iteration_s * (1 + 1e-12)
+                finite += found is not None
+    assert finite > 100
+
+
+def test_plans_of_small_problems_are_near_the_best_of_all() -> None:
+    ratios = []
+    for k in range(60):
+        problem = small_problem(np.random.default_rng([59, k]))
+        best = best_of_all(priced(problem, NO_COSTS)[0])
+        if math.isfinite(best):
+            ratios.append(pipeline.plan(problem, NO_COSTS).iteration_s / best)
+    assert len(ratios) > 40
+    assert min(ratios) >= 1 - 1e-9
+    assert math.exp(np.mean(np.log(ratios))) < 1.005
 
 
 def test_more_devices_and_more_memory_never_raise_the_bottleneck() -> None:

@@ -19,8 +19,8 @@ from executors import pipeline as executor
 from planners import pipeline
 from planners.pipeline.assembly import assemble, candidate, draft
 from planners.pipeline.planning import priced
-from planners.pipeline.probe import Chosen
 from planners.pipeline.problem import Cluster, Edge, Layer, Operator, Plan, Problem, Run
+from planners.pipeline.reading import Chosen
 from tests import oracles_pipeline as oracles
 from workbench.costs import TableCosts
 from workbench.errors import SpecError, WorkbenchError

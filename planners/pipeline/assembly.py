@@ -8,15 +8,16 @@ from typing import Any
 
 from planners.pipeline.clock import Link, StageGraph, iteration_s, least_s
 from planners.pipeline.graph import bits
+from planners.pipeline.inflight import held_by_all
 from planners.pipeline.placing import places, together
 from planners.pipeline.pricing import Prices, ring_s, transfer_s
-from planners.pipeline.probe import Chosen
-from planners.pipeline.problem import Flow, Plan, Problem, Stage
+from planners.pipeline.problem import Flow, LinkRate, Plan, Problem, Stage
+from planners.pipeline.reading import Chosen
 from workbench.outcome import Metric
 from workbench.plan import Certificate, Status
 
-__all__ = ["Candidate", "Draft", "Placed", "assemble", "candidate", "decision", "draft", "headline", "in_words",
-           "placed", "predicted", "simulated"]
+__all__ = ["Candidate", "Draft", "Placed", "assemble", "candidate", "decision", "draft", "draft_if_acyclic",
+           "fits_memory", "headline", "hope_s", "in_words", "placed", "predicted", "simulated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,35 @@ class Candidate:
 
 def draft(prices: Prices, stages: Sequence[Chosen], *, sequential: bool, turns: Sequence[int] | None = None) -> Draft:
     """Stages sorted topologically (a branch's stages together), with their flows; sequential chains them."""
+    key = tuple(stages), sequential, None if turns is None else tuple(turns)
+    made = prices.drafts.get(key)
+    if made is None:
+        made = prices.drafts[key] = draft_if_acyclic(prices, stages, sequential=sequential, turns=turns)
+    assert made is not None, "the stages form a cycle"
+    return made
+
+
+def fits_memory(prices: Prices, stages: Sequence[Chosen]) -> bool:
+    """Whether stages hold what their places in the stage graph ask for."""
+    return _holding(prices, draft(prices, stages, sequential=False)) is not None
+
+
+def draft_if_acyclic(prices: Prices, stages: Sequence[Chosen], *, sequential: bool,
+                     turns: Sequence[int] | None = None) -> Draft | None:
+    """``draft``, or ``None`` when the stages wait on each other."""
     owner = {v: x for x, s in enumerate(stages) for v in bits(s.mask)}
-    after: list[set[int]] = [set() for _ in stages]
+    after: list[list[int]] = [[] for _ in stages]
     waits = [0] * len(stages)
-    for u, v, _ in prices.graph.edges:
+    # Bytes a sample between two stages, of each tensor once.
+    tensors: dict[tuple[int, int], dict[int, float]] = {}
+    for u, v, size in prices.graph.edges:
         a, b = owner[u], owner[v]
-        if a != b and b not in after[a]:
-            after[a].add(b)
-            waits[b] += 1
+        if a != b:
+            sizes = tensors.setdefault((a, b), {})
+            if not sizes:
+                after[a].append(b)
+                waits[b] += 1
+            sizes[u] = max(size, sizes.get(u, 0.0))
     ready = sorted((x for x in range(len(stages)) if not waits[x]), key=lambda x: -_first(stages[x].mask))
     rank: list[int] = []
     while ready:
@@ -77,13 +99,11 @@ def draft(prices: Prices, stages: Sequence[Chosen], *, sequential: bool, turns: 
             if not waits[y]:
                 freed.append(y)
         ready += sorted(freed, key=lambda y: -_first(stages[y].mask))
-    assert len(rank) == len(stages), "the stages form a cycle"
+    if len(rank) < len(stages):
+        return None
     ordered = tuple(stages[x] for x in rank)
     place_of = {x: i for i, x in enumerate(rank)}
-    flows: dict[tuple[int, int], float] = {}
-    for x, ys in enumerate(after):
-        for y in ys:
-            flows[place_of[x], place_of[y]] = prices.graph.flow(stages[x].mask, stages[y].mask) or 0.0
+    flows = {(place_of[x], place_of[y]): sum(sizes.values()) for (x, y), sizes in tensors.items()}
     if sequential:
         for x in range(len(rank) - 1):
             flows.setdefault((x, x + 1), 0.0)
@@ -108,42 +128,74 @@ def simulated(made: Placed) -> Candidate:
 
 def placed(prices: Prices, found: Draft) -> Placed | None:
     """Devices, times and memory of a draft; ``None`` when some stage does not fit its memory."""
+    holding = _holding(prices, found)
+    if holding is None:
+        return None
     ways = places([s.replicas for s in found.stages], found.flows, prices.cluster)
-    made = [p for p in (_on(prices, found, devices) for devices in ways) if p is not None]
-    return min(made, key=lambda p: least_s(p.graph, p.held)) if len(made) > 1 else made[0] if made else None
+    made = [_on(prices, found, devices, *holding) for devices in ways]
+    return min(made, key=lambda p: least_s(p.graph, p.held)) if len(made) > 1 else made[0]
 
 
-def _on(prices: Prices, found: Draft, devices: Sequence[tuple[int, ...]]) -> Placed | None:
-    cluster, batch = prices.cluster, prices.problem.batch_samples
-    stages = found.stages
+def hope_s(prices: Prices, found: Draft) -> float:
+    """No devices let a draft take less (see ``clock.least_s``): it talks over the faster of both links wherever it may.
+
+    Infinite when some stage does not fit its memory.
+    """
+    holding = _holding(prices, found)
+    if holding is None:
+        return float("inf")
+    near = prices.cluster.devices_per_machine
+    rings = [prices.fast_link if s.replicas <= near else prices.cluster.between for s in found.stages]
+    graph, _, _ = _graph(prices, found, [prices.fast_link] * len(found.flows), rings)
+    return least_s(graph, holding[0])
+
+
+def _holding(prices: Prices, found: Draft) -> tuple[list[int], list[float]] | None:
+    """In-flight samples and memory of every stage; ``None`` when some stage does not fit."""
+    after: list[list[int]] = [[] for _ in found.stages]
+    for u, v in found.flows:
+        after[u].append(v)
+    held = held_by_all([s.micro for s in found.stages], found.turns, after, prices.problem.batch_samples)
+    memory = [prices.memory_bytes(s.mask, i, s.replicas) for s, i in zip(found.stages, held, strict=True)]
+    return None if max(memory) > prices.cluster.memory_bytes * (1 + 1e-12) else (held, memory)
+
+
+def _graph(prices: Prices, found: Draft, links: Sequence[LinkRate],
+           rings: Sequence[LinkRate]) -> tuple[StageGraph, list[float], list[float]]:
+    """The stages with their times, all-reduce and update; ``links`` of the flows, ``rings`` of the all-reduces."""
+    stages, forward, backward, reduce, update, flows = found.stages, [], [], [], [], []
     blocking = prices.problem.transfers == "blocking"
-    forward, backward, reduce, update, links, flows = [], [], [], [], [], []
-    for s, mine in zip(stages, devices, strict=True):
+    for s, ring in zip(stages, rings, strict=True):
         f, g = prices.compute_s(s.mask, s.micro, s.replicas)
         forward.append(f)
         backward.append(g)
-        ring = cluster.inside if together(mine, cluster) else cluster.between
-        reduce.append(ring_s(prices.sums(s.mask).weight_bytes, s.replicas, ring))
-        update.append(prices.sums(s.mask).update_s)
-    for (u, v), size in found.flows.items():
-        near = together((*devices[u], *devices[v]), cluster)
-        link = cluster.inside if near else cluster.between
+        sums = prices.sums(s.mask)
+        reduce.append(ring_s(sums.weight_bytes, s.replicas, ring))
+        update.append(sums.update_s)
+    for ((u, v), size), link in zip(found.flows.items(), links, strict=True):
         narrow = min(stages[u].replicas, stages[v].replicas)
         there = transfer_s(size * stages[u].micro / narrow, link)
         back = transfer_s(size * stages[v].micro / narrow, link)
         if blocking:
-            forward[v] += transfer_s(size * stages[v].micro / narrow, link)
-            backward[u] += transfer_s(size * stages[u].micro / narrow, link)
+            forward[v] += back
+            backward[u] += there
             there = back = 0.0
-        links.append(Link(u, v, there, back))
-        flows.append(Flow(producer=u, consumer=v, bytes_per_sample=size, link="inside" if near else "between"))
-    graph = StageGraph(batch, [s.micro for s in stages], list(found.turns), forward, backward,
-                       [a + b for a, b in zip(reduce, update, strict=True)], links)
-    held = graph.held()
-    memory = tuple(prices.memory_bytes(s.mask, i, s.replicas) for s, i in zip(stages, held, strict=True))
-    if any(m > cluster.memory_bytes * (1 + 1e-12) for m in memory):
-        return None
-    return Placed(found, tuple(devices), graph, tuple(reduce), tuple(update), tuple(held), memory, tuple(flows))
+        flows.append(Link(u, v, there, back))
+    graph = StageGraph(prices.problem.batch_samples, [s.micro for s in stages], found.turns, forward, backward,
+                       [a + b for a, b in zip(reduce, update, strict=True)], flows)
+    return graph, reduce, update
+
+
+def _on(prices: Prices, found: Draft, devices: Sequence[tuple[int, ...]], held: Sequence[int],
+        memory: Sequence[float]) -> Placed:
+    cluster = prices.cluster
+    near = [together((*devices[u], *devices[v]), cluster) for u, v in found.flows]
+    graph, reduce, update = _graph(
+        prices, found, [cluster.inside if n else cluster.between for n in near],
+        [cluster.inside if together(mine, cluster) else cluster.between for mine in devices])
+    flows = [Flow(producer=u, consumer=v, bytes_per_sample=size, link="inside" if n else "between")
+             for ((u, v), size), n in zip(found.flows.items(), near, strict=True)]
+    return Placed(found, tuple(devices), graph, tuple(reduce), tuple(update), tuple(held), tuple(memory), tuple(flows))
 
 
 def assemble(prices: Prices, best: Candidate, *, bound: float | None, planner: str, status: Status, seconds: float,
@@ -170,11 +222,6 @@ def assemble(prices: Prices, best: Candidate, *, bound: float | None, planner: s
                 sequential=made.draft.sequential, candidates=candidates,
                 sources=prices.shares((s.mask, s.micro, s.replicas) for s in made.draft.stages),
                 certificate=certificate)
-
-
-def with_turns(found: Draft, x: int, turn: int) -> Draft:
-    """The draft with another k at stage ``x``."""
-    return replace(found, turns=(*found.turns[:x], turn, *found.turns[x + 1:]))
 
 
 def with_stage(found: Draft, x: int, stage: Chosen) -> Draft:

@@ -7,6 +7,8 @@ branches; chained. Refuses graphs of more than ``DOWNSETS`` downsets, as the ori
 balance: as many equal-work contiguous stages of the line as devices, one device each, 1F1B (the rule of GPipe-like
 libraries). data-parallel: one stage on as many devices as divide the micro-batch.
 sequential: the stages of our plans, chained (the ablation of the paper), at the micro-batch that suits the chain best.
+sequential-refined: that chain after operators have moved between its stages while that helped, as in our plans: what is
+left is the gain of parallel stages alone, of none that the published chain has not had.
 Deviations: PipeDream's and Piper's planners see our cost model (TPS of a stage, idle devices allowed).
 """
 
@@ -18,9 +20,10 @@ from collections.abc import Iterator
 from planners.pipeline.assembly import Draft, draft
 from planners.pipeline.decomposition import Node
 from planners.pipeline.graph import OperatorGraph, bits
+from planners.pipeline.improving import shift, spread
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen
-from planners.pipeline.ranking import Ranking, rank, spread
+from planners.pipeline.ranking import Ranking, rank
+from planners.pipeline.reading import Chosen
 from workbench.errors import SolverError
 
 __all__ = ["DOWNSETS", "balance", "chained", "data_parallel", "downsets", "pipedream",
@@ -178,9 +181,10 @@ def data_parallel(ranking: Ranking) -> None:
             ranking.take(draft(prices, [Chosen(prices.graph.everything, b, d)], sequential=False))
 
 
-def sequential(ranking: Ranking, root: Node) -> None:
+def sequential(ranking: Ranking, root: Node, *, refined: bool = False) -> None:
     """The stages of our uniform plan in one chain, at the micro-batch that suits the chain best; also those of plans
-    next to it, since what is a good graph need not be a good chain."""
+    next to it, since what is a good graph need not be a good chain. ``refined``: then operators move between the
+    chain's stages as they do in our plans (``improving.shift``)."""
     ours = Ranking(ranking.prices, ranking.deadline)
     rank(ours, root, [(b,) for b in ranking.prices.problem.menu])
     spread(ours)
@@ -188,6 +192,8 @@ def sequential(ranking: Ranking, root: Node) -> None:
         chained(ranking, ours.best.draft)
     ranking.take(*(draft(ranking.prices, found.stages, sequential=True)
                    for _, found in sorted(ours.simulated, key=lambda run: run[0])[:_CHAINED]))
+    if refined:
+        shift(ranking)
 
 
 def chained(ranking: Ranking, found: Draft) -> None:

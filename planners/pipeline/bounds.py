@@ -132,10 +132,9 @@ def chain_bound(prices: Prices, least: float) -> float:
         rows: dict[int, list[tuple[float, ...]]] = {}
         for j in range(i + 1, n + 1):
             sums = prices.sums((1 << j) - (1 << i))
-            key = tuple(sums.both), sums.weight_bytes, sums.saved_bytes, sums.received, sums.sent, sums.update_s
-            if key not in alike:
-                alike[key] = _ways(prices, (1 << j) - (1 << i))
-            for way in alike[key]:
+            if sums not in alike:
+                alike[sums] = _ways(prices, (1 << j) - (1 << i))
+            for way in alike[sums]:
                 rows.setdefault(way.replicas, []).append((j, way.work_s, way.end_s, way.once_s))
         runs.append({r: np.array(found) for r, found in rows.items() if r <= devices})
 

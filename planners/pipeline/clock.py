@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from planners.pipeline.inflight import held_by_all, order
 
 __all__ = ["Link", "StageGraph", "iteration_s", "least_s"]
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A flow between two stages: seconds of one message forward (producer's micro-batch) and back (consumer's)."""
 
     producer: int
@@ -54,18 +54,20 @@ def least_s(graph: StageGraph, held: Sequence[int]) -> float:
     """
     n = len(graph.micro)
     come, leave, trip = [0.0] * n, list(graph.at_end_s), [0.0] * n
-    for link in sorted(graph.links, key=lambda link: (link.consumer, link.producer)):
-        u, v = link.producer, link.consumer
+    links = sorted(graph.links)
+    for u, v, forward_s, backward_s in links:
         # Forward of as many of the producer's micro-batches as the consumer's first one needs.
-        first = -(-graph.micro[v] // graph.micro[u]) * graph.forward_s[u]
-        come[v] = max(come[v], come[u] + first + link.forward_s)
+        first = come[u] - (-graph.micro[v] // graph.micro[u]) * graph.forward_s[u] + forward_s
+        if first > come[v]:
+            come[v] = first
         # The producer's last gradients come with the consumer's last micro-batch.
-        last = max(1, graph.micro[v] // graph.micro[u]) * graph.backward_s[u]
-        leave[v] = max(leave[v], link.backward_s + last + leave[u])
-    for link in sorted(graph.links, key=lambda link: link.producer, reverse=True):
-        u, v = link.producer, link.consumer
-        once = graph.forward_s[v] + graph.backward_s[v]
-        trip[u] = max(trip[u], link.forward_s + trip[v] + once + link.backward_s)
+        last = backward_s + max(1, graph.micro[v] // graph.micro[u]) * graph.backward_s[u] + leave[u]
+        if last > leave[v]:
+            leave[v] = last
+    for u, v, forward_s, backward_s in reversed(links):
+        there_and_back = forward_s + trip[v] + graph.forward_s[v] + graph.backward_s[v] + backward_s
+        if there_and_back > trip[u]:
+            trip[u] = there_and_back
     least = 0.0
     for x in range(n):
         forward, backward, count = graph.forward_s[x], graph.backward_s[x], graph.batch // graph.micro[x]
@@ -81,44 +83,51 @@ def iteration_s(graph: StageGraph, held: Sequence[int]) -> float:
     orders = [order(graph.batch, graph.micro[x], graph.turn[x], held[x]) for x in range(n)]
     into: list[list[tuple[list[float], int]]] = [[] for _ in range(n)]
     back: list[list[tuple[list[float], int]]] = [[] for _ in range(n)]
-    sends: list[list[tuple[list[float], float, int]]] = [[] for _ in range(n)]
-    returns: list[list[tuple[list[float], float, int]]] = [[] for _ in range(n)]
-    for link in graph.links:
-        u, v = link.producer, link.consumer
+    sends: list[list[tuple[list[float], float]]] = [[] for _ in range(n)]
+    returns: list[list[tuple[list[float], float]]] = [[] for _ in range(n)]
+    beside: list[list[int]] = [[] for _ in range(n)]
+    for u, v, forward_s, backward_s in graph.links:
         there: list[float] = []
         here: list[float] = []
         into[v].append((there, graph.micro[u]))
         back[u].append((here, graph.micro[v]))
-        sends[u].append((there, link.forward_s, v))
-        returns[v].append((here, link.backward_s, u))
-    at, now = [0] * n, [0.0] * n
+        sends[u].append((there, forward_s))
+        returns[v].append((here, backward_s))
+        beside[u].append(v)
+        beside[v].append(u)
+    at, now, waiting = [0] * n, [0.0] * n, [True] * n
     awake = list(range(n))
     while awake:
         x = awake.pop()
+        waiting[x] = False
         tasks, i, clock = orders[x], at[x], now[x]
-        micro, forward, backward = graph.micro[x], graph.forward_s[x], graph.backward_s[x]
-        rouse = set()
-        while i < len(tasks):
+        micro, count = graph.micro[x], len(tasks)
+        forward = into[x], sends[x], graph.forward_s[x]
+        backward = back[x], returns[x], graph.backward_s[x]
+        while i < count:
             kind, m = tasks[i]
-            end = (m + 1) * micro
+            needs, outs, took = forward if kind == "F" else backward
             start = clock
-            for arrivals, size in into[x] if kind == "F" else back[x]:
-                k = -(-end // size) - 1
+            for arrivals, size in needs:
+                k = m if size == micro else -(-(m + 1) * micro // size) - 1
                 if k >= len(arrivals):
                     break
                 if arrivals[k] > start:
                     start = arrivals[k]
             else:
-                clock = start + (forward if kind == "F" else backward)
-                for arrivals, seconds, y in sends[x] if kind == "F" else returns[x]:
+                clock = start + took
+                for arrivals, seconds in outs:
                     leaves = arrivals[-1] if arrivals and arrivals[-1] > clock else clock
                     arrivals.append(leaves + seconds)
-                    rouse.add(y)
                 i += 1
                 continue
             break
-        at[x], now[x] = i, clock
-        awake.extend(y for y in rouse if at[y] < len(orders[y]))
+        if i > at[x]:
+            at[x], now[x] = i, clock
+            for y in beside[x]:
+                if not waiting[y] and at[y] < len(orders[y]):
+                    waiting[y] = True
+                    awake.append(y)
     if any(at[x] < len(orders[x]) for x in range(n)):
         return float("inf")
     return max(now[x] + graph.at_end_s[x] for x in range(n))

@@ -14,6 +14,7 @@ from typing import Literal
 
 from planners.pipeline.graph import OperatorGraph, bits
 from planners.pipeline.layers import measured_by_layer
+from planners.pipeline.problem import Operator
 
 __all__ = ["Node", "decompose", "is_series_parallel"]
 
@@ -22,7 +23,8 @@ __all__ = ["Node", "decompose", "is_series_parallel"]
 class Node:
     """A node of the tree. ``items`` are the children (a series holds no series, a parallel no parallel).
 
-    ``groups`` of a parallel node lists the positions of children by kind: equal kinds are interchangeable.
+    ``groups`` of a parallel node lists the positions of children by kind: equal kinds are interchangeable. ``parts`` is
+    the node as a series: its items, or itself alone.
     """
 
     shape: Literal["operator", "series", "parallel"]
@@ -30,11 +32,10 @@ class Node:
     items: tuple[Node, ...] = ()
     kind: int = -1
     groups: tuple[tuple[int, ...], ...] = field(default=())
+    parts: tuple[Node, ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def parts(self) -> tuple[Node, ...]:
-        """The node as a series: its items, or itself alone."""
-        return self.items if self.shape == "series" else (self,)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", self.items if self.shape == "series" else (self,))
 
 
 def is_series_parallel(graph: OperatorGraph) -> bool:
@@ -111,6 +112,14 @@ class _Kinds:
     def __init__(self, graph: OperatorGraph) -> None:
         self.graph = graph
         self.numbers: dict[Hashable, int] = {}
+        contents: dict[Hashable, int] = {}
+        # Operators made alike share their kernels, and to compare those takes longest.
+        kernels: dict[int, int] = {}
+        for o in graph.operators:
+            if id(o.kernels) not in kernels:
+                kernels[id(o.kernels)] = contents.setdefault(o.kernels, len(contents))
+        self.content = [contents.setdefault((kernels[id(o.kernels)], _content(o)), len(contents))
+                        for o in graph.operators]
 
     def mark(self, node: Node) -> Node:
         items = tuple(self.mark(item) for item in node.items)
@@ -126,16 +135,19 @@ class _Kinds:
         place = {v: i for i, v in enumerate(order)}
         around: list[Hashable] = []
         for v in order:
-            o = self.graph.operators[v]
-            around.append((tuple(sorted(o.forward_s.items())), tuple(sorted(o.backward_s.items())),
-                           o.forward_s_per_sample, o.backward_s_per_sample, o.kernels, o.weight_bytes,
-                           o.saved_bytes_per_sample, o.output_bytes_per_sample, o.source,
-                           o.layer if measured_by_layer(o) else None))
+            around.append(self.content[v])
             around.append(tuple(sorted((0, place[u], size) if u in place else (1, u, size)
                                        for u, size in self.graph.reads[v])))
             around.append(tuple(sorted((0, place[w], size) if w in place else (1, w, size)
                                        for w, size in self.graph.read_by[v])))
         return _outline(node), tuple(around)
+
+
+def _content(o: Operator) -> Hashable:
+    """What an operator costs beside its kernels."""
+    return (tuple(sorted(o.forward_s.items())), tuple(sorted(o.backward_s.items())), o.forward_s_per_sample,
+            o.backward_s_per_sample, o.weight_bytes, o.saved_bytes_per_sample, o.output_bytes_per_sample,
+            o.source, o.layer if measured_by_layer(o) else None)
 
 
 def _outline(node: Node) -> Hashable:

@@ -28,7 +28,8 @@ class OperatorGraph:
     """Operators in topological order with their data edges (producer, consumer, bytes a sample).
 
     ``above[v]`` and ``below[v]`` are the masks of all operators before and after v, ``parents[v]`` and ``children[v]``
-    of those that v reads and that read v.
+    of those that v reads and that read v. ``largest[v]`` are the bytes a sample that the reader of most reads of v; the
+    mask ``uneven`` has the operators of which some read less.
     """
 
     operators: tuple[Operator, ...]
@@ -39,6 +40,8 @@ class OperatorGraph:
     read_by: tuple[tuple[tuple[int, float], ...], ...] = field(repr=False)
     parents: tuple[int, ...] = field(repr=False)
     children: tuple[int, ...] = field(repr=False)
+    largest: tuple[float, ...] = field(repr=False)
+    uneven: int = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.operators)
@@ -61,21 +64,17 @@ class OperatorGraph:
         before = 0
         for v in members:
             before |= self.parents[v]
-        return sum([max([size for v, size in self.read_by[u] if mask >> v & 1]) for u in bits(before & ~mask)])
+        before &= ~mask
+        if not before & self.uneven:
+            return sum([self.largest[u] for u in bits(before)])
+        return sum([max([size for v, size in self.read_by[u] if mask >> v & 1]) for u in bits(before)])
 
     def sent(self, mask: int, members: Sequence[int]) -> float:
         """Bytes a sample that others read from ``mask`` (its ``members``); a tensor counts once."""
+        if not mask & self.uneven:
+            return sum([self.largest[u] for u in members if self.children[u] & ~mask])
         return sum([max([size for v, size in self.read_by[u] if not mask >> v & 1])
                     for u in members if self.children[u] & ~mask])
-
-    def flow(self, producers: int, consumers: int) -> float | None:
-        """Bytes a sample from one set to another, each tensor once; ``None`` without an edge."""
-        sizes: dict[int, float] = {}
-        for v in bits(consumers):
-            for u, size in self.reads[v]:
-                if producers >> u & 1:
-                    sizes[u] = max(size, sizes.get(u, 0.0))
-        return sum(sizes.values()) if sizes else None
 
 
 def build(operators: Sequence[Operator], edges: Iterable[Edge], *, where: str = "edges") -> OperatorGraph:
@@ -114,7 +113,9 @@ def build(operators: Sequence[Operator], edges: Iterable[Edge], *, where: str = 
                          edges=tuple((u, v, size) for v in range(n) for u, size in reads[v]),
                          above=tuple(above), below=tuple(below),
                          reads=tuple(map(tuple, reads)), read_by=tuple(map(tuple, read_by)),
-                         parents=tuple(map(_mask, reads)), children=tuple(map(_mask, read_by)))
+                         parents=tuple(map(_mask, reads)), children=tuple(map(_mask, read_by)),
+                         largest=tuple([max([size for _, size in mine], default=0.0) for mine in read_by]),
+                         uneven=sum(1 << u for u, mine in enumerate(read_by) if len({size for _, size in mine}) > 1))
 
 
 def _mask(edges: Sequence[tuple[int, float]]) -> int:

@@ -29,9 +29,11 @@ def held_by_all(micro: Sequence[int], turn: Sequence[int], after: Sequence[Itera
     """In-flight samples of every stage; stages are in topological order and ``after[x]`` are the successors of x."""
     held = [0] * len(micro)
     for x in reversed(range(len(micro))):
-        least = turn[x] * micro[x]
-        asked = max((need(micro[x], turn[x], held[y], micro[y]) for y in after[x]), default=least)
-        held[x] = rounded(max(asked, least), micro[x], batch)
+        b, k = micro[x], turn[x]
+        asked = k * b
+        for y in after[x]:
+            asked = max(asked, need(b, k, held[y], micro[y]))
+        held[x] = rounded(asked, b, batch)
     return held
 
 

@@ -10,6 +10,7 @@ Deviations: feed-forward towers take inputs of their own width; the tails' lengt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from itertools import pairwise
 
 from planners.pipeline.problem import Edge, Family, Kernel, Layer, Model, Operator
@@ -58,21 +59,26 @@ def _towers(m: Model, branches: int, layers: int, *, join: bool) -> Graph:
 
 def _encoder(name: str, *, width: int, tokens: int, heads: int, own_data: bool) -> Operator:
     """A transformer encoder layer: projections, scores, context, two feed-forward products, normalisations."""
-    hidden, head = 4 * width, max(1, width // heads)
-    row = float(tokens * width * FLOAT_BYTES)
-    kernels = (Kernel(op="gemm", rows=tokens, columns=width, inner=width, count=4),
-               Kernel(op="gemm", rows=heads * tokens, columns=tokens, inner=head),
-               Kernel(op="gemm", rows=heads * tokens, columns=head, inner=tokens),
-               Kernel(op="gemm", rows=tokens, columns=hidden, inner=width),
-               Kernel(op="gemm", rows=tokens, columns=width, inner=hidden),
-               Kernel(op="elementwise", bytes=8 * row))
+    hidden, row = 4 * width, float(tokens * width * FLOAT_BYTES)
     weights = 4 * width * width + 2 * width * hidden + hidden + 9 * width
     # q, k, v, context, attention output, two normalised inputs (width each), hidden twice, scores and their softmax.
     saved = 7 * row + 2 * tokens * hidden * FLOAT_BYTES + 2 * heads * tokens * tokens * FLOAT_BYTES
     layer = Layer(kind="transformer", width=width, tokens=tokens, heads=heads, hidden=hidden,
                   inputs=width if own_data else 0)
-    return Operator(name=name, kernels=kernels, weight_bytes=weights * FLOAT_BYTES, saved_bytes_per_sample=saved,
+    return Operator(name=name, kernels=_encoder_kernels(width, tokens, heads),
+                    weight_bytes=weights * FLOAT_BYTES, saved_bytes_per_sample=saved,
                     output_bytes_per_sample=row, layer=layer)
+
+
+@lru_cache(maxsize=64)
+def _encoder_kernels(width: int, tokens: int, heads: int) -> tuple[Kernel, ...]:
+    hidden, head = 4 * width, max(1, width // heads)
+    return (Kernel(op="gemm", rows=tokens, columns=width, inner=width, count=4),
+            Kernel(op="gemm", rows=heads * tokens, columns=tokens, inner=head),
+            Kernel(op="gemm", rows=heads * tokens, columns=head, inner=tokens),
+            Kernel(op="gemm", rows=tokens, columns=hidden, inner=width),
+            Kernel(op="gemm", rows=tokens, columns=width, inner=hidden),
+            Kernel(op="elementwise", bytes=8.0 * tokens * width * FLOAT_BYTES))
 
 
 def _concat(name: str, *, width: int, tokens: int = 1) -> Operator:
@@ -83,11 +89,16 @@ def _concat(name: str, *, width: int, tokens: int = 1) -> Operator:
 
 def _dense(name: str, *, inner: int, width: int, own_data: int = 0) -> Operator:
     row = float(width * FLOAT_BYTES)
-    return Operator(name=name, kernels=(Kernel(op="gemm", rows=1, columns=width, inner=inner),
-                                        Kernel(op="elementwise", bytes=2 * row)),
+    return Operator(name=name, kernels=_dense_kernels(inner, width),
                     weight_bytes=float((inner + 1) * width * FLOAT_BYTES),
                     saved_bytes_per_sample=row + own_data * FLOAT_BYTES, output_bytes_per_sample=row,
                     layer=Layer(kind="dense", inputs=own_data, width=width))
+
+
+@lru_cache(maxsize=64)
+def _dense_kernels(inner: int, width: int) -> tuple[Kernel, ...]:
+    return (Kernel(op="gemm", rows=1, columns=width, inner=inner),
+            Kernel(op="elementwise", bytes=2.0 * width * FLOAT_BYTES))
 
 
 def _tower(prefix: str, layers: int, width: int) -> Graph:

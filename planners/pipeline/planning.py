@@ -9,10 +9,11 @@ from planners.pipeline import baselines
 from planners.pipeline.assembly import assemble
 from planners.pipeline.bounds import iteration_bound
 from planners.pipeline.decomposition import Node, decompose
+from planners.pipeline.improving import refine, spread, spread_runners_up
 from planners.pipeline.loaders import graph_of
 from planners.pipeline.pricing import Prices
 from planners.pipeline.problem import Plan, Problem
-from planners.pipeline.ranking import Ranking, improve, line_cuts, rank, spread, spread_runners_up
+from planners.pipeline.ranking import Ranking, line_cuts, rank
 from workbench.costs import CostModel
 from workbench.errors import Infeasible, SpecError, nearest
 from workbench.plan import Bound
@@ -21,10 +22,11 @@ __all__ = ["PLANNERS", "bound", "plan", "priced"]
 
 PLANNERS: Mapping[str, str] = {
     "graph": "stage graph of least simulated iteration: one micro-batch size first, then micro-batch, k and replicas "
-             "of each stage",
+             "of each stage, and operators moved between stages",
     "graph-uniform": "the paper's default: one micro-batch size for all stages, 1F1B; least simulated iteration",
     "graph-mixed": "the paper's full search: micro-batch sizes of stages chosen together in the dynamic program",
     "sequential": "baseline: the stages of graph-uniform in one chain",
+    "sequential-refined": "baseline: that chain, improved by the same moves of operators as graph",
     "pipedream": "baseline: PipeDream's dynamic program over the operators in one line",
     "piper": "baseline: Piper's dynamic program over downsets",
     "balance": "baseline: equal-work contiguous stages, one device each, 1F1B",
@@ -76,20 +78,20 @@ def plan(problem: Problem, costs: CostModel, *, planner: str = "graph", solver: 
 def _search(planner: str, ranking: Ranking, root: Node) -> None:
     menu = ranking.prices.problem.menu
     if planner == "graph":
-        rank(ranking, root, [(b,) for b in menu])
+        rank(ranking, root, [(b,) for b in menu], patient=True)
         line_cuts(ranking)
         spread_runners_up(ranking)
-        improve(ranking)
+        refine(ranking)
     elif planner == "graph-uniform":
         rank(ranking, root, [(b,) for b in menu])
         spread(ranking)
     elif planner == "graph-mixed":
-        rank(ranking, root, [(b,) for b in menu])
+        rank(ranking, root, [(b,) for b in menu], patient=True)
         rank(ranking, root, [tuple(c for c in menu if b <= c <= _LARGEST_RATIO * b) for b in menu])
         spread_runners_up(ranking)
-        improve(ranking)
-    elif planner == "sequential":
-        baselines.sequential(ranking, root)
+        refine(ranking)
+    elif planner in ("sequential", "sequential-refined"):
+        baselines.sequential(ranking, root, refined=planner == "sequential-refined")
     else:
         {"pipedream": baselines.pipedream, "piper": baselines.piper, "balance": baselines.balance,
          "data-parallel": baselines.data_parallel}[planner](ranking)

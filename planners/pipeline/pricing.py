@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,16 +68,22 @@ class Prices:
     graph: OperatorGraph
     costs: CostModel
     _stages: dict[int, _Sums] = field(default_factory=dict, repr=False)
-    _halves: dict[int, tuple[list[float], list[float]]] = field(default_factory=dict, repr=False)
+    _like: dict[int, int] = field(default_factory=dict, repr=False)
+    _halves: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict, repr=False)
     _options: dict[tuple[int, int], tuple[Option, ...]] = field(default_factory=dict, repr=False)
     _ways: dict[int, list[tuple[int, int, LinkRate]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._runs: _Runs | None = None
+        # What is made of stages with these prices, see ``assembly``.
+        self.drafts: dict[Any, Any] = {}
         self.cluster: Cluster = self.problem.cluster
         self.copies = self.problem.weight_copies
         self.room = self.cluster.memory_bytes - self.problem.workspace_bytes
         self.edge_link = self.cluster.inside if self.one_machine else self.cluster.between
+        self.fast_link = self.cluster.inside if self.one_machine else LinkRate(
+            latency_s=min(self.cluster.inside.latency_s, self.cluster.between.latency_s),
+            bytes_per_s=max(self.cluster.inside.bytes_per_s, self.cluster.between.bytes_per_s))
         local = {b // d for b in self.problem.menu for d in self.replica_counts(b)}
         self.local = tuple(sorted(local))
         self.column = {n: i for i, n in enumerate(self.local)}
@@ -89,11 +95,13 @@ class Prices:
         self.forward = np.array([r[0] for r in rows])
         self.backward = np.array([r[1] for r in rows])
         self.ranks = np.array([r[2] for r in rows])
+        self._by_local = list(zip(self.forward.T.tolist(), self.backward.T.tolist(), strict=True))
         operators = self.graph.operators
+        self.weights = np.array([o.weight_bytes for o in operators])
+        self.saved = np.array([o.saved_bytes_per_sample for o in operators])
         # What a stage adds up: forward and backward at each local batch, weights, saved activations, update.
         self._columns = np.column_stack([
-            self.forward + self.backward, [o.weight_bytes for o in operators],
-            [o.saved_bytes_per_sample for o in operators], self.update])
+            self.forward + self.backward, self.weights, self.saved, self.update])
 
     @property
     def one_machine(self) -> bool:
@@ -122,18 +130,22 @@ class Prices:
             rows = list(bits(mask))
             *both, weight_bytes, saved_bytes, update_s = self._columns[rows].sum(axis=0).tolist()
             found = self._stages[mask] = _Sums(
-                both=both, weight_bytes=weight_bytes, saved_bytes=saved_bytes, update_s=update_s,
+                both=tuple(both), weight_bytes=weight_bytes, saved_bytes=saved_bytes, update_s=update_s,
                 received=self.graph.received(mask, rows), sent=self.graph.sent(mask, rows))
         return found
 
     def compute_s(self, mask: int, micro: int, replicas: int) -> tuple[float, float]:
         """Forward and backward of one micro-batch, without transfers."""
-        at, found = self.column[micro // replicas], self._halves.get(mask)
+        key = mask, self.column[micro // replicas]
+        found = self._halves.get(key)
         if found is None:
+            if mask in self._like:
+                found = self._halves[key] = self.compute_s(self._like[mask], micro, replicas)
+                return found
             rows = list(bits(mask))
-            found = self._halves[mask] = (self.forward[rows].sum(axis=0).tolist(),
-                                          self.backward[rows].sum(axis=0).tolist())
-        return found[0][at], found[1][at]
+            forward, backward = self._by_local[key[1]]
+            found = self._halves[key] = (sum([forward[v] for v in rows]), sum([backward[v] for v in rows]))
+        return found
 
     def memory_bytes(self, mask: int, held: int, replicas: int) -> float:
         """Peak on one device with ``held`` samples in flight."""
@@ -148,6 +160,24 @@ class Prices:
         if found is None:
             found = self._options[key] = tuple(self._all_options(mask, micro))
         return found
+
+    def alike(self, mask: int, other: int, micro: int) -> None:
+        """Take over what is known of ``other``, operators of the same costs with the same edges in and out."""
+        if mask != other and (mask, micro) not in self._options:
+            root = other
+            while root in self._like:
+                root = self._like[root]
+            if root != mask:
+                self._like[mask] = root
+            self._stages[mask] = self.sums(other)
+            self._options[mask, micro] = self.options(other, micro)
+
+    def seconds_of(self, mask: int, micro: int, replicas: int) -> float:
+        """Seconds a sample of one of ``options``."""
+        for option in self.options(mask, micro):
+            if option.replicas == replicas:
+                return option.seconds_per_sample
+        raise KeyError(replicas)
 
     def _all_options(self, mask: int, micro: int) -> Iterable[Option]:
         sums, batch, once = self.sums(mask), self.problem.batch_samples, self.edge_link.latency_s
@@ -222,8 +252,9 @@ class Prices:
         o = self.graph.operators[v]
         if layers.measured_by_layer(o):
             return self._layer(v, np.array(self.local, dtype=float))
+        # Operators made alike share their kernels, and to compare those takes longest.
         key = (tuple(sorted(o.forward_s.items())), tuple(sorted(o.backward_s.items())), o.forward_s_per_sample,
-               o.backward_s_per_sample, o.kernels, o.source)
+               o.backward_s_per_sample, id(o.kernels), o.source)
         if key not in self._priced:
             self._priced[key] = self._price(o)
         return self._priced[key]
@@ -323,9 +354,8 @@ def _table(name: str, column: str, rows: Mapping[int, float], source: Source,
     return seconds, np.where(given, SOURCES.index(source), max(SOURCES.index(source), SOURCES.index("interpolated")))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    both: list[float]
+class _Sums(NamedTuple):
+    both: tuple[float, ...]
     weight_bytes: float
     saved_bytes: float
     update_s: float
@@ -347,8 +377,6 @@ class _Runs:
     @staticmethod
     def of(prices: Prices) -> _Runs:
         graph, n = prices.graph, len(prices.graph)
-        weights = np.array([o.weight_bytes for o in graph.operators])
-        saved = np.array([o.saved_bytes_per_sample for o in graph.operators])
         received, left = np.zeros((n, n)), np.zeros((n, n))
         for first in range(n):
             # A tensor that several operators of the run read comes once.
@@ -361,9 +389,9 @@ class _Runs:
             # left[u, v]: what operators after v read of u.
             for v, size in graph.read_by[first]:
                 left[first, first:v] = np.maximum(left[first, first:v], size)
-        return _Runs(both=_totals(prices.forward + prices.backward), weight_bytes=_totals(weights),
-                     each=_totals(saved) + received, update_s=_totals(np.array(prices.update)), received=received,
-                     sent=np.cumsum(np.triu(left)[::-1], axis=0)[::-1])
+        return _Runs(both=_totals(prices.forward + prices.backward), weight_bytes=_totals(prices.weights),
+                     each=_totals(prices.saved) + received, update_s=_totals(np.array(prices.update)),
+                     received=received, sent=np.cumsum(np.triu(left)[::-1], axis=0)[::-1])
 
 
 def _totals(rows: Floats) -> Floats:

@@ -13,174 +13,22 @@ Sub-graphs whose operators cannot fit the devices the rest leaves them (work / T
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from copy import copy
-from dataclasses import dataclass
-from functools import cached_property
 from operator import le
 from typing import Any, Literal, TypeGuard
 
-import numpy as np
-
 from planners.pipeline.decomposition import Node
-from planners.pipeline.graph import bits
 from planners.pipeline.inflight import need, rounded
-from planners.pipeline.pricing import Prices, ring_s
-from workbench.costtables import Floats
+from planners.pipeline.pricing import Prices
+from planners.pipeline.reading import Chosen, Reading
+from planners.pipeline.shape import Counts, Shape
+from planners.pipeline.work import Work
 
-__all__ = ["Chosen", "Probe", "Shape", "Work"]
+__all__ = ["Probe"]
 
 # (in-flight samples, micro-batch) of the first stages; None: nothing follows.
 Interface = tuple[int, int] | None
 # Fewest devices and how they are used, by interface.
 Front = dict[Interface, tuple[int, Any]]
-Counts = tuple[int, ...]
-
-_MANY_GROUPS = 4096
-# A ring of (almost) no bytes takes its latencies; none of them would take nothing.
-_NO_BYTES = 1e-12
-_ROUNDING = 1e-9
-_CLOSE = 1e-3
-_HALVINGS = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """One stage of a found stage graph."""
-
-    mask: int
-    micro: int
-    replicas: int
-
-
-class Shape:
-    """What all probes of one tree share: a node of each kind, masks of runs of items and of whole branches."""
-
-    def __init__(self, root: Node) -> None:
-        self.root = root
-        self.of_kind: dict[int, Node] = {}
-        self._spans: dict[tuple[int, int, int], int] = {}
-        self._vectors: dict[tuple[Counts, int, bool], list[Counts]] = {}
-        self._wholes: dict[tuple[int, Counts], int] = {}
-        self._register(root)
-
-    def _register(self, node: Node) -> None:
-        self.of_kind.setdefault(node.kind, node)
-        for item in node.items:
-            self._register(item)
-
-    def span(self, node: Node, lo: int, hi: int) -> int:
-        """Mask of items lo … hi - 1."""
-        key = (node.mask, lo, hi)
-        found = self._spans.get(key)
-        if found is None:
-            found = self._spans[key] = _joined(node, lo, hi)
-        return found
-
-    def whole(self, fork: Node, vector: Counts) -> int:
-        """Mask of the first branches of each kind."""
-        key = (fork.mask, vector)
-        found = self._wholes.get(key)
-        if found is None:
-            found = 0
-            for group, n in zip(fork.groups, vector, strict=True):
-                for position in group[:n]:
-                    found |= fork.items[position].mask
-            self._wholes[key] = found
-        return found
-
-    def vectors(self, counts: Counts, first: int, joined: bool) -> list[Counts]:
-        """Numbers of whole branches by kind that a stage can take, the largest first: joined to others one or more,
-        grouped among themselves two or more with one of kind ``first``. Of very many kinds only intervals in the order
-        of the kinds."""
-        key = (counts, first, joined)
-        found = self._vectors.get(key)
-        if found is None:
-            found = self._vectors[key] = [v for v in reversed(list(self._list_vectors(counts, first)))
-                                         if (any(v) if joined else v[first] and sum(v) > 1)]
-        return found
-
-    def _list_vectors(self, counts: Counts, first: int) -> Iterator[Counts]:
-        if math.prod(c + 1 for c in counts) <= _MANY_GROUPS // 8:
-            yield from _product(counts)
-            return
-        yield (0,) * len(counts)
-        for start in range(first, len(counts)):
-            vector = [0] * len(counts)
-            for g in range(start, len(counts)):
-                for n in range(1, counts[g] + 1):
-                    vector[g] = n
-                    yield tuple(vector)
-
-
-class Work:
-    """Least device-seconds a sample of sets of operators, for lower bounds on devices; ``floor`` is one on T."""
-
-    def __init__(self, prices: Prices, menu: tuple[int, ...]) -> None:
-        self.prices, self.menu = prices, menu
-        ways = [(b, d) for b in menu for d in prices.replica_counts(b)]
-        local = np.array([b // d for b, d in ways], dtype=float)
-        columns = [prices.column[b // d] for b, d in ways]
-        compute = (prices.forward[:, columns] + prices.backward[:, columns]) / local
-        self.least: list[float] = compute.min(axis=1).tolist()
-        self.floor = _floor(prices, ways, compute)
-        self.total = math.fsum(self.least)
-        self._of: dict[int, float] = {}
-
-    def of(self, mask: int) -> float:
-        """Device-seconds a sample of all operators in ``mask``."""
-        found = self._of.get(mask)
-        if found is None:
-            found = self._of[mask] = math.fsum(self.least[v] for v in bits(mask))
-        return found
-
-    @cached_property
-    def alone(self) -> list[float]:
-        """Least seconds a sample of every operator as a stage of its own, transfers among them."""
-        return [min((o.seconds_per_sample for b in self.menu for o in self.prices.options(1 << v, b)), default=math.inf)
-                for v in range(len(self.least))]
-
-    def relieved(self, limit: float) -> Work:
-        """The work where operators that ``limit`` is too small for take a device or more each."""
-        made = copy(self)
-        made.least = [min(x, limit) if alone > limit else x for x, alone in zip(self.least, self.alone, strict=True)]
-        made._of = {}
-        return made
-
-
-def _floor(prices: Prices, ways: list[tuple[int, int]], compute: Floats) -> float:
-    """No stages have a smaller T: within T each operator takes the fewest device-seconds of the micro-batches and
-    replicas that bring it alone under T, gradients' bytes and update among them; all together |D| T at most.
-
-    ``compute`` is device-seconds a sample by operator and way (micro-batch, replicas).
-    """
-    operators, batch = prices.graph.operators, prices.problem.batch_samples
-    replicas = np.array([d for _, d in ways], dtype=float)
-    slope = np.array([ring_s(1.0, d, prices.ring_link(d)) - ring_s(_NO_BYTES, d, prices.ring_link(d))
-                      for _, d in ways])
-    weight = np.array([[o.weight_bytes] for o in operators])
-    saved = np.array([[o.saved_bytes_per_sample] for o in operators])
-    local = np.array([b / d for b, d in ways])
-    alone = compute / replicas + (weight * slope + np.array(prices.update)[:, None]) / batch
-    alone[weight * prices.copies + local * saved > prices.room * (1 + _ROUNDING)] = math.inf
-    taken = alone * replicas
-    low = max(float(alone.min(axis=1).max()), float(taken.min(axis=1).sum()) / prices.cluster.devices)
-    if math.isinf(low):
-        return low
-    devices = prices.cluster.devices
-
-    def possible(limit: float) -> bool:
-        return float(np.where(alone <= limit, taken, math.inf).min(axis=1).sum()) <= devices * limit
-
-    if possible(low * (1 + _ROUNDING)):
-        return low
-    high = float(np.take_along_axis(taken, alone.argmin(axis=1)[:, None], axis=1).sum()) / devices
-    for _ in range(_HALVINGS):
-        if high - low <= _CLOSE * low:
-            break
-        middle = (low + high) / 2
-        low, high = (low, middle) if possible(middle) else (middle, high)
-    return low
 
 
 class Probe:
@@ -204,10 +52,13 @@ class Probe:
             self.work = work.relieved(limit)
         self.batch = prices.problem.batch_samples
         self.devices = prices.cluster.devices
-        self.widest = min(self.devices, max(menu)) * (1 + 1e-9)
+        # At most one replica a sample of a micro-batch; stages of more compute than that many hold within T are none.
+        self.most_work = min(self.devices, max(menu)) * limit * (1 + 1e-9)
+        self.any_fits = self.work.of(self.root.mask) <= self.most_work
         self.total = self.work.of(self.root.mask)
         self.memo: dict[Any, Front] = {}
         self.places: dict[tuple[int, Interface], list[tuple[int, int, int]]] = {}
+        self.replicas: dict[int, int] = {}
         self.groups: dict[Any, list[tuple[Counts, int, int, int]]] = {}
         self.wholes: dict[Any, dict[Counts, list[tuple[int, int, int]]]] = {}
         self.per_stage = max(menu) * (1 if len(menu) == 1 else 3)
@@ -222,7 +73,7 @@ class Probe:
     def stages(self, choice: Any) -> list[Chosen]:
         """The stages of an entry of ``front``."""
         out: list[Chosen] = []
-        _Reading(out).chain(choice, self.root, len(self.root.parts))
+        Reading(self.prices, out).chain(choice, self.root, len(self.root.parts))
         return out
 
     def _fits(self, mask: int, micro: int, held: int) -> int | None:
@@ -235,18 +86,20 @@ class Probe:
 
     def _placed(self, mask: int, following: Interface) -> list[tuple[int, int, int]]:
         """(in-flight, micro-batch, replicas) of a stage before ``following``."""
+        if self.memory != "in-flight":
+            b, = self.menu
+            replicas = self.replicas.get(mask)
+            if replicas is None:
+                replicas = self.replicas[mask] = self._fits(mask, b, b) or 0
+            held = b if self.memory == "one" or following is None else b + following[0]
+            return [(held, b, replicas)] if replicas else []
         key = (mask, following)
         found = self.places.get(key)
         if found is None:
             found = self.places[key] = []
             for b in self.menu:
-                if following is None or self.memory == "one":
-                    held = b
-                elif self.memory == "depth":
-                    held = b + following[0]
-                else:
-                    held = rounded(need(b, 1, *following), b, self.batch)
-                replicas = self._fits(mask, b, held if self.memory == "in-flight" else b)
+                held = b if following is None else rounded(need(b, 1, *following), b, self.batch)
+                replicas = self._fits(mask, b, held)
                 if replicas is not None:
                     found.append((held, b, replicas))
         return found
@@ -271,9 +124,8 @@ class Probe:
         return min(one, two)
 
     def _enter(self, front: Front, key: Interface, devices: int, choice: Any) -> None:
-        known = front.get(key)
-        if known is None or devices < known[0]:
-            front[key] = (devices, choice)
+        if key not in front or devices < front[key][0]:
+            front[key] = devices, choice
 
     def _pruned(self, front: Front, most: float) -> Front:
         """Without entries that another one beats in devices and in what it asks of every predecessor."""
@@ -289,6 +141,9 @@ class Probe:
 
     def _both(self, first: Front, second: Front, most: float) -> Front:
         """Fronts of two sets of branches side by side."""
+        if len(second) == 1 and None in second:
+            e, other = second[None]
+            return {a: (d + e, (choice, other)) for a, (d, choice) in first.items() if d + e <= most}
         out: Front = {}
         for a, (d, choice) in first.items():
             for b, (e, other) in second.items():
@@ -335,13 +190,13 @@ class Probe:
                     continue
                 for k, (devices, choice) in self._chain(node, lo, j, (held, b)).items():
                     if devices + d + base <= most:
-                        self._enter(out, k, devices + d + base, ("run", j, b, d, right, choice))
+                        self._enter(out, k, devices + d + base, ("run", j, b, d, right, mask, choice))
             if j > lo and node.parts[j - 1].shape == "parallel":
                 self._join(out, node, lo, j, mask, following, right, most)
 
     def _hopeless(self, mask: int) -> bool:
-        """Whether no number of replicas (at most one a sample of a micro-batch) brings a set's compute under T."""
-        return self.work.of(mask) / self.widest > self.limit
+        """Whether no number of replicas brings a set's compute under T."""
+        return not self.any_fits and self.work.of(mask) > self.most_work
 
     def _join(self, out: Front, node: Node, lo: int, j: int, mask: int, following: Interface, right: Any,
               most: float) -> None:
@@ -355,7 +210,8 @@ class Probe:
         for whole, held, b, d in self._largest(fork, counts, 0, mask, following):
             left = tuple(c - n for c, n in zip(counts, whole, strict=True))
             if any(left):
-                self._joined_stage(out, node, lo, j, (held, b), d, base, left, whole, None, right, most)
+                self._joined_stage(out, node, lo, j, (held, b), d, base, left, whole, None,
+                                   mask | self.shape.whole(fork, whole), right, most)
         for g in range(len(counts)):
             child = self._branch(fork, g)
             for q in range(1, len(child.parts)):
@@ -365,16 +221,17 @@ class Probe:
                 least = base + math.ceil((whole_work - self.work.of(full)) / self.limit - 1e-9)
                 for held, b, d in self._placed(full, following):
                     if d + least <= most:
-                        self._joined_stage(out, node, lo, j, (held, b), d, base, _less(counts, g), none, (g, q), right,
-                                           most)
+                        self._joined_stage(out, node, lo, j, (held, b), d, base, _less(counts, g), none, (g, q), full,
+                                           right, most)
 
     def _joined_stage(self, out: Front, node: Node, lo: int, j: int, stage: tuple[int, int], d: int, base: int,
-                      left: Counts, whole: Counts, tail: tuple[int, int] | None, right: Any, most: float) -> None:
-        """Enter a joining stage with what stands before it."""
+                      left: Counts, whole: Counts, tail: tuple[int, int] | None, taken: int, right: Any,
+                      most: float) -> None:
+        """Enter a joining stage (the operators ``taken``) with what stands before it."""
         before = self._before(node, lo, j - 1, left, tail, stage, any(whole))
         for k, (devices, choice) in before.items():
             if devices + d + base <= most:
-                self._enter(out, k, devices + d + base, ("join", j, stage[1], d, right, whole, tail, choice))
+                self._enter(out, k, devices + d + base, ("join", j, stage[1], d, right, taken, whole, tail, choice))
 
     def _before(self, node: Node, lo: int, p: int, counts: Counts, tail: tuple[int, int] | None,
                 following: Interface, seen: bool) -> Front:
@@ -450,7 +307,8 @@ class Probe:
             left = tuple(c - n for c, n in zip(counts, vector, strict=True))
             for k, (devices, rest) in self._fork(fork, left, following).items():
                 if devices + d <= most:
-                    self._enter(out, self._merge(k, (held, b)), devices + d, ("group", vector, b, d, rest))
+                    self._enter(out, self._merge(k, (held, b)), devices + d, ("group", vector, b, d,
+                                                                          self.shape.whole(fork, vector), rest))
         self.memo[key] = out = self._pruned(out, most)
         return out
 
@@ -491,107 +349,3 @@ def _less(counts: Counts, group: int) -> Counts:
 def _covers(large: Counts, small: Counts) -> bool:
     """Whether ``small`` is nowhere larger than ``large``."""
     return all(map(le, small, large))
-
-
-def _product(counts: Counts) -> Iterator[Counts]:
-    if not counts:
-        yield ()
-        return
-    for n in range(counts[0] + 1):
-        for rest in _product(counts[1:]):
-            yield (n, *rest)
-
-
-def _joined(node: Node, lo: int, hi: int) -> int:
-    mask = 0
-    for item in node.parts[lo:hi]:
-        mask |= item.mask
-    return mask
-
-
-class _Reading:
-    """Turns the choices of a front into stages of the real tree (equal branches are taken in order)."""
-
-    def __init__(self, out: list[Chosen]) -> None:
-        self.out = out
-
-    def chain(self, choice: Any, node: Node, hi: int) -> None:
-        """A choice of ``_chain`` for items … hi - 1 of ``node``."""
-        if choice is None:
-            return
-        if choice[0] == "open":
-            self.before(choice[1], node, hi - 1, _Branches(node.parts[hi - 1]), None)
-        else:
-            self.stage(choice, node, hi, 0)
-
-    def stage(self, choice: Any, node: Node, hi: int, head: int) -> None:
-        kind, j, b, d, _, *_ = choice
-        mask = head | _joined(node, j, hi)
-        if kind == "run":
-            self.out.append(Chosen(mask, b, d))
-            self.chain(choice[5], node, j)
-            return
-        whole, tail, rest = choice[5:]
-        branches = _Branches(node.parts[j - 1])
-        for g, n in enumerate(whole):
-            for _ in range(n):
-                mask |= branches.take(g).mask
-        cut = None
-        if tail is not None:
-            child = branches.take(tail[0])
-            mask |= _joined(child, tail[1], len(child.parts))
-            cut = (child, tail[1])
-        self.out.append(Chosen(mask, b, d))
-        self.before(rest, node, j - 1, branches, cut)
-
-    def before(self, choice: Any, node: Node, p: int, branches: _Branches, cut: tuple[Node, int] | None) -> None:
-        """A choice of ``_before``; ``cut`` is the branch whose tail went to a later stage."""
-        if choice[0] == "closed":
-            group, stub = choice[1]
-            self.fork(group, branches)
-            if cut is not None:
-                self.chain(stub, *cut)
-            self.chain(choice[2], node, p)
-            return
-        g, q, is_tail, (remainder, (sides, _)), _ = choice[4]
-        if is_tail:
-            assert cut is not None
-            child, length = cut
-            others, stub = sides
-        else:
-            child = branches.take(g)
-            length = len(child.parts)
-            others, stub = sides
-            if cut is not None:
-                self.chain(stub, *cut)
-        self.fork(others, branches)
-        self._between(remainder, child, length)
-        self.stage(choice, node, p, _joined(child, 0, q))
-
-    def _between(self, remainder: Any, child: Node, length: int) -> None:
-        self.chain(remainder, child, length)
-
-    def fork(self, choice: Any, branches: _Branches) -> None:
-        """A choice of ``_fork``."""
-        while choice is not None:
-            if choice[0] == "alone":
-                child = branches.take(choice[1])
-                self.chain(choice[2], child, len(child.parts))
-                choice = choice[3]
-                continue
-            _, vector, b, d, choice = choice
-            mask = 0
-            for g, n in enumerate(vector):
-                for _ in range(n):
-                    mask |= branches.take(g).mask
-            self.out.append(Chosen(mask, b, d))
-
-
-class _Branches:
-    """The branches of a real fork, handed out by kind."""
-
-    def __init__(self, fork: Node) -> None:
-        self.left = [[fork.items[p] for p in group] for group in fork.groups]
-
-    def take(self, group: int) -> Node:
-        return self.left[group].pop(0)

@@ -1,36 +1,38 @@
 """From bottlenecks to plans: candidates of several bottlenecks and micro-batches, ranked by simulated iteration time.
 
-A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch only as long as that
-beats the best iteration found. The iteration falls and then rises with the micro-batch (less overhead, longer fill), so
-sizes are tried outwards from the most promising one. Of the drafts of a micro-batch the one with the least bound on its
-iteration is simulated first. Stages are then split over the devices that are left. Improvement changes one stage at
-a time (micro-batch, k, replicas on idle devices) and keeps what shortens the simulated iteration.
+A plan of bottleneck T takes at least B T, so thresholds rise from the least T of a micro-batch as long as that is below
+an iteration that its plans are likely to reach. The iteration falls and then rises with the micro-batch (less overhead,
+longer fill), so sizes are tried outwards from the most promising one. Drafts are bounded before they are placed on
+devices, and of those of a micro-batch the one with the least bound is simulated first.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
-from planners.pipeline.assembly import Candidate, Draft, draft, placed, simulated, with_stage, with_turns
+from planners.pipeline.assembly import Candidate, Draft, draft, hope_s, placed, simulated
 from planners.pipeline.clock import least_s
 from planners.pipeline.decomposition import Node
-from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Shape, Work
+from planners.pipeline.reading import Chosen
 from planners.pipeline.search import Line, Tree, least_of, searcher
+from planners.pipeline.shape import Shape
+from planners.pipeline.work import Work
 
-__all__ = ["Ranking", "improve", "line_cuts", "rank", "spread", "spread_runners_up"]
+__all__ = ["Ranking", "line_cuts", "rank"]
 
-_RISE = (1.05, 1.15, 1.4)
+# Thresholds above the least bottleneck, each over the one before.
+_FIRST_RISE, _LARGEST_RISE, _LARGEST = 1.05, 1.2, 8.0
+# An iteration over its bound.
+_LIKELY = 1.05
 _PATIENCE = 2
 # Share of the least bottleneck to which the search goes; the simulated iteration decides what is finer.
-_WITHIN = 0.01
-_ROUNDS = 4
-_RUNNERS_UP = 4
+_WITHIN = 0.015
 # Balancing the stages beside the bottleneck ends at this ratio.
 _EVEN = 1.1
 # Least bottleneck over its bound from which on slow links are to blame.
@@ -63,27 +65,42 @@ class Ranking:
 
     def take(self, *drafts: Draft) -> None:
         """Simulate those of some drafts that may be a new best, the most promising first."""
-        hopes = []
-        for found in drafts:
-            key = (found.stages, found.turns, found.sequential)
+        self.simulate(self.hopes(drafts))
+
+    def hopes(self, drafts: Iterable[Draft]) -> list[tuple[float, Draft]]:
+        """New drafts, each with a bound on its iteration."""
+        found = []
+        for made in drafts:
+            key = (made.stages, made.turns, made.sequential)
             if key not in self._seen:
                 self._seen.add(key)
                 self.tried += 1
-                made = placed(self.prices, found)
-                if made is not None:
-                    hopes.append((least_s(made.graph, made.held), made))
-        for least, made in sorted(hopes, key=lambda hope: hope[0]):
-            if least >= self.limit:
-                return
+                found.append((hope_s(self.prices, made), made))
+        return found
+
+    def simulate(self, hopes: list[tuple[float, Draft]]) -> float:
+        """``take`` of drafts with their bounds; the least that is known of any of them in the end."""
+        least = math.inf
+        for hope, found in sorted(hopes, key=lambda pair: pair[0]):
+            if hope >= self.limit:
+                return min(least, hope)
+            made = placed(self.prices, found)
+            hope = math.inf if made is None else least_s(made.graph, made.held)
+            if made is None or hope >= self.limit:
+                least = min(least, hope)
+                continue
             new = simulated(made)
+            least = min(least, new.iteration_s)
             self.simulated.append((new.iteration_s, made.draft))
             if new.iteration_s < self.limit:
                 self.best = new
+        return least
 
 
-def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
+def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]], *, patient: bool = False) -> None:
     """Candidates of the menus of micro-batches (ascending): from the most promising one outwards, on each side until
-    ``_PATIENCE`` menus in a row find nothing better; then the best stages at every other micro-batch."""
+    ``_PATIENCE`` menus in a row find nothing better, or one none of whose plans can be better by its bound unless
+    ``patient``; then the best stages at every other micro-batch."""
     prices, batch = ranking.prices, ranking.prices.problem.batch_samples
     shape, works = Shape(root), [Work(prices, menu) for menu in menus]
     hopes = [batch * work.floor for work in works]
@@ -96,17 +113,17 @@ def rank(ranking: Ranking, root: Node, menus: list[tuple[int, ...]]) -> None:
     for side in (range(start, len(menus)), range(start - 1, -1, -1)):
         failures = 0
         for m in side:
-            before = ranking.limit
+            before, likely = ranking.limit, hopes[m]
             if not ranking.late() and hopes[m] < before:
-                _one_menu(ranking, works[m], partial(searcher, shape=shape, menu=menus[m]))
+                likely = _one_menu(ranking, works[m], partial(searcher, shape=shape, menu=menus[m]))
             if math.isfinite(ranking.limit):
                 failures = 0 if ranking.limit < before else failures + 1
-            if failures == _PATIENCE:
+            if failures == _PATIENCE or (failures and not patient and likely >= ranking.limit):
                 break
     if ranking.best is not None:
         best = ranking.best.draft
-        _take_all(ranking, [[Chosen(s.mask, menu[0], s.replicas) for s in best.stages] for menu in menus
-                            if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages)])
+        ranking.take(*_drafts(prices, [[Chosen(s.mask, menu[0], s.replicas) for s in best.stages] for menu in menus
+                                       if len(menu) == 1 and all(menu[0] % s.replicas == 0 for s in best.stages)]))
 
 
 def line_cuts(ranking: Ranking) -> None:
@@ -119,7 +136,7 @@ def line_cuts(ranking: Ranking) -> None:
             _one_menu(ranking, work, partial(Line, micro=b))
             even = Line(prices, work, b).evenest()
             if even is not None:
-                _take_all(ranking, [even])
+                ranking.take(draft(prices, even, sequential=False))
 
 
 def _longest_path(prices: Prices) -> int:
@@ -130,32 +147,45 @@ def _longest_path(prices: Prices) -> int:
     return max(length)
 
 
-def _one_menu(ranking: Ranking, work: Work, search: Callable[[Prices, Work], Line | Tree]) -> None:
+def _one_menu(ranking: Ranking, work: Work, search: Callable[[Prices, Work], Line | Tree]) -> float:
     """Plans at the least bottleneck of a menu and somewhat above it; where slow links are what keeps it from being
-    less, also those of a search that hopes for neighbours in one machine (the simulation knows better)."""
+    less, also those of a search that hopes for neighbours in one machine (the simulation knows better).
+
+    Returns:
+        The least bound on the iteration of any of them.
+    """
     prices = ranking.prices
-    least = _over_some_links(ranking, search(prices, work))
+    least, likely = _over_some_links(ranking, search(prices, work))
     cluster = prices.cluster
     if not prices.one_machine and cluster.inside != cluster.between and least > _FAR * work.floor:
-        _over_some_links(ranking, search(prices.nearby, Work(prices.nearby, work.menu)))
+        likely = min(likely, _over_some_links(ranking, search(prices.nearby, Work(prices.nearby, work.menu)))[1])
+    return likely
 
 
-def _over_some_links(ranking: Ranking, search: Line | Tree) -> float:
-    """``_one_menu`` with links as the search takes them; the least bottleneck it found."""
+def _over_some_links(ranking: Ranking, search: Line | Tree) -> tuple[float, float]:
+    """``_one_menu`` with links as the search takes them; the least bottleneck and the least bound it found."""
     batch = ranking.prices.problem.batch_samples
-    found = least_of(search, within=_WITHIN, at_most=ranking.limit / batch, late=ranking.late)
-    if found is None:
-        return math.inf
-    least, fronts = found
-    fronts = list(fronts)
-    floor = least
-    for rise in _RISE:
-        if batch * floor >= ranking.limit or ranking.late():
+    first = least_of(search, within=_WITHIN, at_most=ranking.limit / batch, late=ranking.late)
+    if first is None:
+        return math.inf, math.inf
+    least, fronts = first
+    hopes = ranking.hopes(_drafts(ranking.prices, [*fronts, *_balanced(ranking, search, least)]))
+    limits, step, limit = [], _FIRST_RISE, least
+    # What lies above one threshold takes longer than that: no need to look above an iteration that is likely.
+    most = min(ranking.limit, *[hope * _LIKELY for hope, _ in hopes], batch * least * _LARGEST) / batch
+    while limit < most:
+        limits.append(limit := min(limit * step, most))
+        step = min(step * _FIRST_RISE, _LARGEST_RISE)
+    if isinstance(search, Line):
+        hopes += ranking.hopes(_drafts(ranking.prices, search.rising(limits)))
+        limits = []
+    for below, limit in pairwise((least, *limits)):
+        if below > most or ranking.late():
             break
-        floor = least * rise
-        fronts += search.fronts(floor)
-    _take_all(ranking, fronts + _balanced(ranking, search, least))
-    return least
+        new = ranking.hopes(_drafts(ranking.prices, search.fronts(min(limit, most))))
+        most = min([most, *(hope * _LIKELY / batch for hope, _ in new)])
+        hopes += new
+    return least, ranking.simulate(hopes)
 
 
 def _balanced(ranking: Ranking, search: Line | Tree, least: float) -> list[list[Chosen]]:
@@ -173,88 +203,6 @@ def _balanced(ranking: Ranking, search: Line | Tree, least: float) -> list[list[
     return found
 
 
-def _take_all(ranking: Ranking, fronts: list[list[Chosen]]) -> None:
+def _drafts(prices: Prices, fronts: Iterable[list[Chosen]]) -> Iterator[Draft]:
     different = {frozenset(stages): stages for stages in fronts}
-    ranking.take(*(draft(ranking.prices, stages, sequential=False) for stages in different.values()))
-
-
-def spread(ranking: Ranking) -> None:
-    """Split stages of the best plan over idle devices while that helps: the search uses as few as a bottleneck needs,
-    but shorter stages fill and drain a pipeline sooner. Where branches are alike no single split helps, so the longest
-    stages are also split one after the other until no device is left."""
-    while ranking.best is not None and not ranking.late():
-        found, before = ranking.best.draft, ranking.limit
-        ranking.take(*(_split(ranking.prices, found, x) for x in _splittable(ranking.prices, found)))
-        if ranking.limit >= before:
-            ranking.take(*_splits(ranking.prices, found))
-        if ranking.limit >= before:
-            return
-
-
-def spread_runners_up(ranking: Ranking) -> None:
-    """Where the stages of plans next to the best one, once split, are better, go on from there."""
-    runners_up = sorted(ranking.simulated, key=lambda run: run[0])[1:1 + _RUNNERS_UP]
-    spread(ranking)
-    for _, found in runners_up:
-        if ranking.late():
-            return
-        before = ranking.limit
-        ranking.take(*(_split(ranking.prices, found, x) for x in _splittable(ranking.prices, found)))
-        if ranking.limit < before:
-            spread(ranking)
-
-
-def _splittable(prices: Prices, found: Draft) -> list[int]:
-    idle = prices.cluster.devices - sum(s.replicas for s in found.stages)
-    return [x for x, s in enumerate(found.stages) if s.replicas <= idle and s.mask & (s.mask - 1)]
-
-
-def _splits(prices: Prices, found: Draft) -> Iterator[Draft]:
-    """The draft with its longest stage split, that one's longest stage split, and so on."""
-    while open_ := _splittable(prices, found):
-        longest = max(open_, key=lambda x: sum(prices.compute_s(
-            found.stages[x].mask, found.stages[x].micro, found.stages[x].replicas)) / found.stages[x].micro)
-        found = _split(prices, found, longest)
-        yield found
-
-
-def _split(prices: Prices, found: Draft, x: int) -> Draft:
-    """The draft with stage ``x`` cut in two, as evenly as its operators' order allows."""
-    stage = found.stages[x]
-    members = list(bits(stage.mask))
-    at = prices.column[stage.micro // stage.replicas]
-    work = (prices.forward[members, at] + prices.backward[members, at]).cumsum()
-    cut = min(range(1, len(members)), key=lambda k: abs(2 * work[k - 1] - work[-1]))
-    first = sum(1 << v for v in members[:cut])
-    halves = [Chosen(mask, stage.micro, stage.replicas) for mask in (first, stage.mask ^ first)]
-    turns = [*found.turns[:x], found.turns[x], *found.turns[x:]]
-    return draft(prices, [*found.stages[:x], *halves, *found.stages[x + 1:]], sequential=False, turns=turns)
-
-
-def improve(ranking: Ranking) -> None:
-    """Change single stages of the best plan while that helps."""
-    for _ in range(_ROUNDS):
-        if ranking.best is None or ranking.late():
-            return
-        before = ranking.limit
-        for x in range(len(ranking.best.draft.stages)):
-            if ranking.late():
-                return
-            ranking.take(*_changes(ranking.prices, ranking.best.draft, x))
-        if ranking.limit >= before:
-            return
-
-
-def _changes(prices: Prices, found: Draft, x: int) -> Iterator[Draft]:
-    """Neighbours of a draft at stage ``x``."""
-    stage, turn = found.stages[x], found.turns[x]
-    problem = prices.problem
-    idle = prices.cluster.devices - sum(s.replicas for s in found.stages)
-    for b in problem.menu:
-        if stage.micro // 4 <= b <= stage.micro * 4:
-            for d in prices.replica_counts(b):
-                if (b, d) != (stage.micro, stage.replicas) and d <= stage.replicas + idle and d >= stage.replicas:
-                    yield with_stage(found, x, Chosen(stage.mask, b, d))
-    for k in range(1, problem.max_forwards_per_turn + 1):
-        if k != turn and k * stage.micro <= problem.batch_samples:
-            yield with_turns(found, x, k)
+    return (draft(prices, stages, sequential=False) for stages in different.values())

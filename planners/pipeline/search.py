@@ -7,22 +7,26 @@ arrays (``Line``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from itertools import chain, pairwise
 from typing import Literal
 
 import numpy as np
 
+from planners.pipeline.assembly import fits_memory
 from planners.pipeline.decomposition import Node
-from planners.pipeline.graph import bits
 from planners.pipeline.pricing import Prices
-from planners.pipeline.probe import Chosen, Probe, Shape, Work
+from planners.pipeline.probe import Probe
+from planners.pipeline.reading import Chosen
+from planners.pipeline.shape import Shape
+from planners.pipeline.work import Work
 
 __all__ = ["Line", "Tree", "least_of", "searcher", "smallest_bottleneck"]
 
 _CLOSE = 1e-3
 _PROBES = 60
-_FIRST_STEP = 1.03
+# The steps from below grow by this power.
+_GROWTH = 1.5
 
 
 class Line:
@@ -38,28 +42,43 @@ class Line:
         self.held = np.minimum(self.micro * np.arange(1, min(n, self.devices) + 1), self.batch)
         # Runs of operators by first and last one and way to replicate.
         self.seconds, self.most, self.replicas = prices.runs(self.micro)
+        self.way_of = {d: way for way, d in enumerate(self.replicas.tolist())}
 
     def fronts(self, limit: float, alone: float = 0.0) -> list[list[Chosen]]:
         """Stages of every number of stages that no smaller number beats in devices; fewest stages first.
 
         Operators that ``limit`` is too small for may take up to ``alone`` as stages of their own.
         """
-        n, most = len(self.prices.graph), len(self.held)
-        best = np.full((most + 1, n + 1), np.inf)
-        best[0, n] = 0.0
         fits = self.seconds <= limit
-        single = np.flatnonzero(np.array(self.work.alone) > limit)
-        fits[single, single] |= self.seconds[single, single] <= alone
+        if alone > limit:
+            single = np.flatnonzero(np.array(self.work.alone) > limit)
+            fits[single, single] |= self.seconds[single, single] <= alone
+        return self._fronts(fits[None])[0]
+
+    def rising(self, limits: Sequence[float]) -> list[list[Chosen]]:
+        """The fronts of several limits."""
+        if not limits:
+            return []
+        return list(chain.from_iterable(self._fronts(self.seconds <= np.array(limits)[:, None, None, None])))
+
+    def _fronts(self, fits: np.ndarray) -> list[list[list[Chosen]]]:
+        """``fronts`` of several sets of stages that fit, by set, first operator, last operator and way."""
+        n, most, sets = len(self.prices.graph), len(self.held), range(len(fits))
+        best = np.full((most + 1, len(fits), n + 1), np.inf)
+        best[0, :, n] = 0.0
         # Where memory holds what the deepest pipeline asks for, a run's fewest replicas do not depend on its place.
-        ample = bool((self.most >= self.held[-1])[fits].all())
-        fewest = self._fewest(fits)
-        found, least = [], math.inf
+        ample = bool((self.most >= self.held[-1])[fits.any(axis=0)].all())
+        runs = self._fewest(fits)
+        found: list[list[list[Chosen]]] = [[] for _ in sets]
+        least = [math.inf for _ in sets]
         for m in range(1, most + 1):
-            runs = fewest if ample else self._fewest(fits & (self.most >= self.held[m - 1]))
-            (runs + best[m - 1, 1:]).min(axis=1, out=best[m, :n])
-            if best[m, 0] <= self.devices and best[m, 0] < least:
-                least = best[m, 0]
-                found.append(self._stages(fits, best, m))
+            if not ample:
+                runs = self._fewest(fits & (self.most >= self.held[m - 1]))
+            (runs + best[m - 1, :, None, 1:]).min(axis=2, out=best[m, :, :n])
+            for k, devices in enumerate(best[m, :, 0].tolist()):
+                if devices <= self.devices and devices < least[k]:
+                    least[k] = devices
+                    found[k].append(self._stages(fits[k], best[:, k], m))
         return found
 
     def some(self, limit: float) -> list[list[Chosen]]:
@@ -76,7 +95,17 @@ class Line:
             i += 1 + int((fewest[i, i:] + best[i + 1:]).argmin())
             ends.append(i)
         stages = [Chosen((1 << j) - (1 << i), self.micro, int(fewest[i, j - 1])) for i, j in pairwise(ends)]
-        return [stages] if _fits_all_the_same(self.prices, stages) else self.fronts(limit)
+        deep = all(self.most[self._at(s)] >= held for s, held in zip(reversed(stages), self.held, strict=False))
+        return [stages] if deep or fits_memory(self.prices, stages) else self.fronts(limit)
+
+    def slowest(self, stages: list[Chosen]) -> float:
+        """Seconds a sample of the bottleneck."""
+        return max([float(self.seconds[self._at(s)]) for s in stages])
+
+    def _at(self, stage: Chosen) -> tuple[int, int, int]:
+        """Where the arrays have a stage: its first operator, its last one, and its way to replicate."""
+        last = stage.mask.bit_length() - 1
+        return last + 1 - stage.mask.bit_count(), last, self.way_of[stage.replicas]
 
     def evenest(self) -> list[Chosen] | None:
         """Stages of least bottleneck that also are the least from every operator on, in the devices left to it, as
@@ -105,7 +134,10 @@ class Line:
 
     def _fewest(self, fits: np.ndarray) -> np.ndarray:
         """Fewest replicas of runs that fit, infinite where none do."""
-        return np.where(fits, self.replicas, np.inf).min(axis=-1)
+        fewest = np.full(fits.shape[:-1], np.inf)
+        for d, way in reversed(self.way_of.items()):
+            fewest[fits[..., way]] = d
+        return fewest
 
     def _stages(self, fits: np.ndarray, best: np.ndarray, m: int) -> list[Chosen]:
         stages, i = [], 0
@@ -131,9 +163,13 @@ class Tree:
         """
         if len(self.menu) == 1:
             quick = self._read(self._probe(limit, "depth", alone))
-            if all(_fits_all_the_same(self.prices, stages) for stages in quick):
+            if all(fits_memory(self.prices, stages) for stages in quick):
                 return quick
         return self._read(self._probe(limit, "in-flight", alone))
+
+    def rising(self, limits: Sequence[float]) -> list[list[Chosen]]:
+        """The fronts of several limits."""
+        return [stages for limit in limits for stages in self.fronts(limit)]
 
     def some(self, limit: float) -> list[list[Chosen]]:
         """Some stages within ``limit`` if there are any, the shallowest first.
@@ -143,9 +179,13 @@ class Tree:
         """
         if len(self.menu) == 1:
             quick = self._read(self._probe(limit, "one"))
-            if not quick or _fits_all_the_same(self.prices, quick[0]):
+            if not quick or fits_memory(self.prices, quick[0]):
                 return quick
         return self.fronts(limit)
+
+    def slowest(self, stages: list[Chosen]) -> float:
+        """Seconds a sample of the bottleneck."""
+        return max([self.prices.seconds_of(s.mask, s.micro, s.replicas) for s in stages])
 
     def _probe(self, limit: float, memory: Literal["in-flight", "one", "depth"], alone: float = 0.0) -> Probe:
         return Probe(self.prices, self.shape, self.work, self.menu, limit, alone=alone, memory=memory)
@@ -180,14 +220,15 @@ def least_of(search: Line | Tree, *, within: float, at_most: float,
 
     def achieved(limit: float) -> tuple[float, list[list[Chosen]]] | None:
         found = search.some(limit)
-        return (max(_seconds(search.prices, s) for s in found[0]), found) if found else None
+        return (search.slowest(found[0]), found) if found else None
 
     # From below: what is too small is found so at little cost, and the bound is often near.
-    best, limit, step = None, min(low * (1 + max(within, _CLOSE)), at_most), _FIRST_STEP
+    step = 1 + max(within, _CLOSE)
+    best, limit = None, min(low * step, at_most)
     for _ in range(_PROBES):
         if (best := achieved(limit)) or limit == at_most or late():
             break
-        low, limit, step = limit, min(limit * step, at_most), step * step if step < 4 else step
+        low, limit, step = limit, min(limit * step, at_most), step ** _GROWTH if step < 4 else step
     if best is None:
         return None
     for _ in range(_PROBES):
@@ -206,33 +247,3 @@ def least_of(search: Line | Tree, *, within: float, at_most: float,
         else:
             break
     return best
-
-
-def _fits_all_the_same(prices: Prices, stages: list[Chosen]) -> bool:
-    """Whether stages of one micro-batch hold what their places in the stage graph ask for: b times the longest path."""
-    owner = {v: x for x, s in enumerate(stages) for v in bits(s.mask)}
-    after: list[set[int]] = [set() for _ in stages]
-    before = [0] * len(stages)
-    for u, v, _ in prices.graph.edges:
-        x, y = owner[u], owner[v]
-        if x != y and y not in after[x]:
-            after[x].add(y)
-            before[y] += 1
-    order = [x for x, n in enumerate(before) if not n]
-    for x in order:
-        for y in after[x]:
-            before[y] -= 1
-            if not before[y]:
-                order.append(y)
-    depth = [1] * len(stages)
-    for x in reversed(order):
-        s = stages[x]
-        depth[x] = 1 + max((depth[y] for y in after[x]), default=0)
-        held = min(depth[x] * s.micro, prices.problem.batch_samples)
-        if prices.memory_bytes(s.mask, held, s.replicas) > prices.cluster.memory_bytes:
-            return False
-    return True
-
-
-def _seconds(prices: Prices, stage: Chosen) -> float:
-    return next(o.seconds_per_sample for o in prices.options(stage.mask, stage.micro) if o.replicas == stage.replicas)

@@ -1,12 +1,14 @@
 """Figures of the pipeline study: ``python -m tests.bench.pipeline [search|gap|bounds|inflight|…] …``.
 
-Times of searches are processor seconds of this process (the machine may be shared), medians of three, with analytic
-costs of a V100 (fp32). The ablation is simulated from measured kernels of an A100 (bf16); ratios only.
+Times of searches are processor seconds of this process (the machine may be shared), medians of three; the uniform
+search alone and PipeDream's take turns, medians of seven. Costs are the analytic ones of a V100 (fp32). The ablation is
+simulated from measured kernels of an A100 (bf16); ratios only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import resource
 import statistics
 import subprocess
@@ -21,14 +23,15 @@ from planners import pipeline
 from planners.pipeline import claims
 from planners.pipeline.assembly import draft
 from planners.pipeline.baselines import pipedream, piper
-from planners.pipeline.decomposition import decompose
+from planners.pipeline.decomposition import Node
+from planners.pipeline.improving import spread
 from planners.pipeline.planning import priced
-from planners.pipeline.problem import Cluster, LinkRate, Model, Problem
-from planners.pipeline.ranking import Ranking, rank, spread
+from planners.pipeline.problem import Cluster, LinkRate, Model, Plan, Problem
+from planners.pipeline.ranking import Ranking, rank
 from workbench.costs import CostModel, TableCosts, open_costs
 from workbench.errors import SolverError
 
-REPEATS = 3
+REPEATS, TURNS = 3, 7
 LAYERS = ("dense_forward", "dense_backward", "dense_backward_aliased", "join_forward", "join_backward", "loss_forward",
           "loss_backward", "weight_update")
 # Mini-batches: the paper's table is an image; these are ours.
@@ -46,21 +49,31 @@ def paper_problem(family: str, devices: int, batch: int, **sizes: int) -> Proble
 
 
 def seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median processor seconds."""
+    """Median processor seconds; garbage of what ran before is not charged to ``work``."""
     took = []
     for _ in range(repeats):
+        gc.collect()
         start = time.process_time()
         work()
         took.append(time.process_time() - start)
     return statistics.median(took)
 
 
-def searched(problem: Problem, costs: CostModel, search: Callable[[Ranking], None]) -> Ranking:
-    """A ranking after a search of a fresh problem."""
-    prices, _ = priced(problem, costs)
+def searched(problem: Problem, costs: CostModel, search: Callable[[Ranking, Node], None]) -> Ranking:
+    """A ranking after a search of a fresh problem; the search is given the tree that pricing comes with."""
+    prices, root = priced(problem, costs)
     ranking = Ranking(prices, time.perf_counter() + 600)
-    search(ranking)
+    search(ranking, root)
     return ranking
+
+
+def in_turn(problem: Problem, costs: CostModel) -> tuple[float, float, str]:
+    """Processor seconds of the uniform search alone and of PipeDream's, and least to largest ratio of any turn."""
+    turns = [[seconds(lambda s=side: searched(problem, costs, s), 1) for side in (_uniform, _pipedream)]
+             for _ in range(TURNS)]
+    ours, theirs = (statistics.median(times) for times in zip(*turns, strict=True))
+    ratios = [b / a for a, b in turns]
+    return ours, theirs, f"{min(ratios):.1f} to {max(ratios):.1f}"
 
 
 def search(costs: CostModel) -> None:
@@ -72,23 +85,27 @@ def search(costs: CostModel) -> None:
         uniform = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-uniform", time_limit_s=600))
         full = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph", time_limit_s=600), 3)
         mixed = seconds(lambda p=problem: pipeline.plan(p, costs, planner="graph-mixed", time_limit_s=600), 1)
-        ours = seconds(lambda p=problem: searched(p, costs, _uniform), 3)
-        theirs = seconds(lambda p=problem: searched(p, costs, pipedream), 3)
+        ours, theirs, spread_of = in_turn(problem, costs)
         try:
             refused = ""
             downset = _piper_seconds(problem, costs)
         except SolverError as error:
             refused, downset = error.message.split(":")[-1].strip(), float("nan")
         print(f"search {family} {sizes or ''} on {devices}: plans uniform {uniform:.2f} s, graph {full:.2f} s, "
-              f"mixed {mixed:.2f} s; searches alone {ours:.3f} s, pipedream {theirs:.2f} s ({theirs / ours:.1f}x), "
+              f"mixed {mixed:.2f} s; searches alone {ours:.4f} s, pipedream {theirs:.3f} s ({theirs / ours:.1f}x, "
+              f"turns {spread_of}), "
               f"piper {downset:.2f} s ({downset / ours:.1f}x) {refused}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     print(f"search: peak memory of this process {peak:.2f} GiB", flush=True)
 
 
-def _uniform(ranking: Ranking) -> None:
-    rank(ranking, decompose(ranking.prices.graph)[0], [(b,) for b in ranking.prices.problem.menu])
+def _uniform(ranking: Ranking, root: Node) -> None:
+    rank(ranking, root, [(b,) for b in ranking.prices.problem.menu])
     spread(ranking)
+
+
+def _pipedream(ranking: Ranking, _: Node) -> None:
+    pipedream(ranking)
 
 
 def _piper_seconds(problem: Problem, costs: CostModel) -> float:
@@ -111,8 +128,9 @@ def ablation(_: CostModel) -> None:
     for family, batch in ((f, b // share) for f, b in PAPER.items() for share in (2, 1)):
         problem = claims.paper_problem(family, devices=32, batch=batch)
         costs = claims.costs_of(problem)
-        chain = min((pipeline.plan(problem, costs, planner=name) for name in ("pipedream", "sequential")),
-                    key=lambda p: p.iteration_s)
+        refined, *others = (pipeline.plan(problem, costs, planner=name)
+                            for name in ("sequential-refined", "pipedream", "sequential"))
+        chain = min(others, key=lambda p: p.iteration_s)
         b = chain.stages[0].micro_batch_samples
         alike = dataclasses.replace(problem, micro_batches=(b,), max_forwards_per_turn=1)
         same, free, full = (pipeline.plan(p, costs, planner=name, time_limit_s=600).iteration_s for p, name in (
@@ -121,12 +139,20 @@ def ablation(_: CostModel) -> None:
         print(f"ablation {family}, mini-batch {batch}: sequential {chain.iteration_s * 1e3:.1f} ms (b {b}, "
               f"{len(chain.stages)} stages), parallel {chain.iteration_s / same:.2f}x, "
               f"one free micro-batch {chain.iteration_s / free:.2f}x, "
-              f"each stage's own {chain.iteration_s / full:.2f}x; without replicas {one[0] / one[1]:.2f}x", flush=True)
+              f"each stage's own {chain.iteration_s / full:.2f}x; over a chain improved by the same moves "
+              f"{_improved(refined, problem, costs):.2f}x and {refined.iteration_s / full:.2f}x; "
+              f"without replicas {one[0] / one[1]:.2f}x", flush=True)
+
+
+def _improved(chain: Plan, problem: Problem, costs: CostModel) -> float:
+    """What parallel stages gain over an improved chain at its micro-batch."""
+    alike = dataclasses.replace(problem, micro_batches=(chain.stages[0].micro_batch_samples,), max_forwards_per_turn=1)
+    return chain.iteration_s / pipeline.plan(alike, costs, planner="graph", time_limit_s=600).iteration_s
 
 
 def _one_device_each(problem: Problem, costs: CostModel, kind: str) -> float:
     """Iteration of one operator a stage, one device each, at the best micro-batch: chained or as a graph."""
-    from planners.pipeline.probe import Chosen
+    from planners.pipeline.reading import Chosen
 
     prices, _ = priced(dataclasses.replace(problem, cluster=dataclasses.replace(problem.cluster, devices=64)), costs)
     ranking = Ranking(prices, time.perf_counter() + 600)
