@@ -64,8 +64,8 @@ HTML(plots.svg(plots.gantt(simulated.timeline), label="Gantt chart of one iterat
 # ## Against chains
 #
 # Iteration time of the graph pipeline over the best chain (PipeDream's search, or our own stages put in a chain and
-# improved by the same moves), by number of devices. Above 1 the graph wins. Kernels are measured ones: how their efficiency falls with small
-# micro-batches decides how much a shallower pipeline gains.
+# improved by the same moves), by number of devices. Above 1 the graph wins. Kernels are measured ones: how their
+# efficiency falls with small micro-batches decides how much a shallower pipeline gains.
 
 # %%
 gains = {}

@@ -6,7 +6,7 @@ ascending order are a valid execution order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from planners.pipeline.problem import Edge, Operator
@@ -15,12 +15,14 @@ from workbench.errors import SpecError
 __all__ = ["OperatorGraph", "bits", "build"]
 
 
-def bits(mask: int) -> Iterator[int]:
+def bits(mask: int) -> list[int]:
     """Positions of the set bits, ascending."""
+    found = []
     while mask:
         low = mask & -mask
-        yield low.bit_length() - 1
+        found.append(low.bit_length() - 1)
         mask ^= low
+    return found
 
 
 @dataclass(frozen=True, slots=True)

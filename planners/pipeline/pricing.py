@@ -127,7 +127,7 @@ class Prices:
         """Totals of a set of operators (kept for next time)."""
         found = self._stages.get(mask)
         if found is None:
-            rows = list(bits(mask))
+            rows = bits(mask)
             *both, weight_bytes, saved_bytes, update_s = self._columns[rows].sum(axis=0).tolist()
             found = self._stages[mask] = _Sums(
                 both=tuple(both), weight_bytes=weight_bytes, saved_bytes=saved_bytes, update_s=update_s,
@@ -142,7 +142,7 @@ class Prices:
             if mask in self._like:
                 found = self._halves[key] = self.compute_s(self._like[mask], micro, replicas)
                 return found
-            rows = list(bits(mask))
+            rows = bits(mask)
             forward, backward = self._by_local[key[1]]
             found = self._halves[key] = (sum([forward[v] for v in rows]), sum([backward[v] for v in rows]))
         return found
@@ -179,27 +179,32 @@ class Prices:
                 return option.seconds_per_sample
         raise KeyError(replicas)
 
-    def _all_options(self, mask: int, micro: int) -> Iterable[Option]:
+    def _all_options(self, mask: int, micro: int) -> list[Option]:
         sums, batch, once = self.sums(mask), self.problem.batch_samples, self.edge_link.latency_s
         weight_bytes, update_s, both = sums.weight_bytes, sums.update_s, sums.both
         free = self.room - weight_bytes * self.copies
         each = sums.saved_bytes + sums.received
+        found: list[Option] = []
         if free < 0:
-            return
-        come, leave = (size * micro / self.edge_link.bytes_per_s for size in (sums.received, sums.sent))
+            return found
+        come, leave = sums.received * micro / self.edge_link.bytes_per_s, sums.sent * micro / self.edge_link.bytes_per_s
         overlapped = self.problem.transfers == "overlapped"
         wire = max(come, leave) if overlapped else come + leave
         messages = bool(come or leave) if overlapped else bool(come) + bool(leave)
+        most = batch
         for d, at, ring in self._ways_of(micro):
-            most = batch if not each else min(batch, int(free * d / each))
-            if most < micro:
-                continue
+            if each:
+                most = min(batch, int(free * d / each))
+                if most < micro:
+                    continue
             busy, moving = both[at], messages * once + wire / d
             if overlapped:
                 busy = moving if moving > busy else busy
             else:
                 busy += moving
-            yield Option(d, busy / micro + (ring_s(weight_bytes, d, ring) + update_s) / batch, most)
+            finish = update_s if d == 1 else ring_s(weight_bytes, d, ring) + update_s
+            found.append(Option(d, busy / micro + finish / batch, most))
+        return found
 
     def runs(self, micro: int) -> tuple[Floats, np.ndarray, np.ndarray]:
         """Every run of operators by number as a stage, with every number of replicas: what ``options`` says, as arrays.

@@ -39,7 +39,7 @@ class Work:
         """Device-seconds a sample of all operators in ``mask``."""
         found = self._of.get(mask)
         if found is None:
-            found = self._of[mask] = math.fsum(self.least[v] for v in bits(mask))
+            found = self._of[mask] = math.fsum([self.least[v] for v in bits(mask)])
         return found
 
     @cached_property
