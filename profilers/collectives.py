@@ -227,7 +227,8 @@ def _moved(op: str) -> Callable[[Point], Work]:
     return work
 
 
-_BYTES = GridAxis("bytes", (1024, 65536, 1 << 18, 1 << 20, 1 << 22, 1 << 24), step=64)
+# Around a MiB messages leave the caches of one core.
+_BYTES = GridAxis("bytes", (1024, 65536, 1 << 18, 1 << 19, 3 << 18, 1 << 20, 1 << 22, 1 << 24), step=64)
 _HELD = (("bytes", lambda keys: 2.0 * _RANKS),)
 OPS = (
     *(Op(name=name, about="collective between ranks of one machine", variants=({"ranks": _RANKS},), axes=(_BYTES,),

@@ -195,7 +195,7 @@ _BYTES = GridAxis("bytes", (1 << 10, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 17 << 2
 _GPU_BYTES = {"axes": (GridAxis("bytes", (1 << 12, 1 << 20, 1 << 28), step=64),), "variants": _GPU}
 _WIDTHS = GridAxis("width", (64, 512, 2048), step=16)
 _DENSE = (GridAxis("inputs", (64, 496, 2064), step=16), _WIDTHS, _SAMPLES)
-_ALIASED = (GridAxis("inputs", (ALIASED, 4 * ALIASED), step=ALIASED), _WIDTHS, _SAMPLES)
+_ALIASED = (GridAxis("inputs", (ALIASED, 2 * ALIASED, 4 * ALIASED), step=ALIASED), _WIDTHS, _SAMPLES)
 _GPU_DENSE = (GridAxis("inputs", (256, 1024, 4096), step=64), GridAxis("width", (256, 1024, 4096), step=64),
               GridAxis("samples", (1, 32, 1024)))
 _ENCODER = (GridAxis("width", (64, 256), step=64), GridAxis("hidden", (256, 1024), step=64),

@@ -91,7 +91,8 @@ class Prices:
         self._priced: dict[tuple[object, ...], tuple[Floats, Floats, np.ndarray]] = {}
         self._asked_before: dict[tuple[object, ...], tuple[Floats, np.ndarray]] = {}
         rows = [self._times(v) for v in range(len(self.graph))]
-        self.update = [self._update_s(o) for o in self.graph.operators]
+        updates = [self._update_s(o) for o in self.graph.operators]
+        self.update, self.update_ranks = [u[0] for u in updates], [u[1] for u in updates]
         self.forward = np.array([r[0] for r in rows])
         self.backward = np.array([r[1] for r in rows])
         self.ranks = np.array([r[2] for r in rows])
@@ -244,12 +245,13 @@ class Prices:
         return found
 
     def shares(self, chosen: Iterable[tuple[int, int, int]]) -> dict[Source, float]:
-        """Share of the compute time of ``chosen`` (mask, micro-batch, replicas) by how it is known."""
+        """Share of the time of ``chosen`` (mask, micro-batch, replicas), updates among it, by how it is known."""
         seconds = dict.fromkeys(SOURCES, 0.0)
         for mask, micro, replicas in chosen:
             at = self.column[micro // replicas]
             for v in bits(mask):
                 seconds[SOURCES[self.ranks[v, at]]] += float(self.forward[v, at] + self.backward[v, at]) / micro
+                seconds[SOURCES[self.update_ranks[v]]] += self.update[v] / self.problem.batch_samples
         total = sum(seconds.values())
         return {s: t / total for s, t in seconds.items() if t} if total else {"analytic": 1.0}
 
@@ -310,11 +312,13 @@ class Prices:
             both.append(seconds)
         return both[0], both[1], ranks
 
-    def _update_s(self, o: Operator) -> float:
+    def _update_s(self, o: Operator) -> tuple[float, int]:
+        """Seconds of the weight update, and the rank of its source."""
         if not layers.measured_by_layer(o) or not o.weight_bytes:
-            return 0.0
+            return 0.0, 0
         call = layers.update_call(self.problem.optimizer, self.problem.run.dtype, o)
-        return float(self._asked(call, np.array([call.each]))[0][0])
+        seconds, ranks = self._asked(call, np.array([call.each]))
+        return float(seconds[0]), int(ranks[0])
 
     def _asked(self, call: layers.Call, sizes: Floats) -> tuple[Floats, np.ndarray]:
         """Times of a layer's operation and ranks of their sources, kept for operators alike."""
