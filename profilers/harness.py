@@ -3,8 +3,9 @@
 A measurement is a set of timed blocks; a block repeats the kernel until it lasts ``BLOCK_S``, so that the timer's own
 cost stays below a thousandth. Blocks are added until the 95 % confidence interval of the median (order statistics,
 distribution-free) is narrower than the target, or the point's time is spent. A point is *noisy* when the machine was
-busy with something else (steal or foreign load), when its blocks fall into two groups (bimodal), or when the target
-was not reached; a noisy point is measured again, and marked if it stays noisy.
+busy with something else (steal or foreign load), when it needs several processors and these were farther from each
+other than before (a host moves virtual ones to cores that share no cache), when its blocks fall into two groups
+(bimodal), or when the target was not reached; a noisy point is measured again, and marked if it stays noisy.
 
 Conditions that fake speed are fixed and recorded: threads, CPU affinity, and glibc's malloc thresholds (with the
 defaults, megabyte-sized results are returned to the system and faulted in again in some processes and not in others).
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import statistics
 import time
@@ -24,18 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from profilers.native import library
 from workbench.errors import WorkbenchError
 from workbench.spec import about, spec
 
-__all__ = ["BLOCK_S", "CROWDED", "GRAPH_CALLS", "WATCHED_S", "Conditions", "CpuTimer", "CudaTimer", "Measurement",
-           "Timer", "available_cpus", "bimodal", "fixed_conditions", "last_cache_bytes", "measure",
+__all__ = ["BLOCK_S", "CROWDED", "GRAPH_CALLS", "WATCHED_S", "Conditions", "Cores", "CpuTimer", "CudaTimer",
+           "Measurement", "Timer", "available_cpus", "bimodal", "fixed_conditions", "last_cache_bytes", "measure",
            "median_interval"]
 
 BLOCK_S = 1e-3
 GRAPH_CALLS = 32
 """Calls in one CUDA graph: as many as a family has copies of its operands, so that every copy takes its turn."""
-CROWDED = ("steal", "foreign load")
-"""How the complaint begins when other programs had the processors."""
+CROWDED = ("steal", "foreign load", "cores far apart")
+"""How the complaint begins when other programs had the processors, or the host had moved them."""
 WATCHED_S = 0.05
 """What other programs use is counted in ticks of 10 ms: in a shorter time they are not told from nothing."""
 _MIN_BLOCKS = 9
@@ -44,6 +47,7 @@ _LONG_S = 2e-3
 _LONG_BLOCK_S = 20e-3
 _FOREIGN_SHARE = 0.10
 _STEAL_SHARE = 0.02
+_FAR, _PAIR, _ROUNDS = 2.0, 2, 400
 _MALLOPT = {"mmap_threshold": (-3, 1 << 30), "trim_threshold": (-1, (1 << 31) - 1)}
 
 
@@ -270,6 +274,8 @@ def _once(kernel: Callable[[], Any], timer: Timer, calls: int, target: float,
     blocks: list[float] = []
     pids: tuple[int, ...] = getattr(timer, "pids", ())
     activity = _Activity(pids)
+    several = timer.processes > 1 or seconds[0] > 0
+    far = _CORES.complaint() if several else None
     earliest, deadline = (time.monotonic() + s for s in seconds)
     low = high = middle = 0.0
     while True:
@@ -280,7 +286,9 @@ def _once(kernel: Callable[[], Any], timer: Timer, calls: int, target: float,
             now = time.monotonic()
             if now > earliest and ((high - low) / 2 <= target * middle or now > deadline):
                 break
-    noise = activity.complaint(timer.processes - 1 - len(pids))
+    noise = activity.complaint(timer.processes - 1 - len(pids)) or far
+    if noise is None and several:
+        noise = _CORES.complaint()
     if noise is None and bimodal(blocks):
         noise = "bimodal"
     if noise is None and (high - low) / 2 > target * middle:
@@ -337,6 +345,37 @@ class _Ticks:
     own: float
     busy: float
     steal: float
+
+
+class Cores:
+    """How far apart this process' first two CPUs are, by ``there_and_back`` (seconds of a message; 0: not known).
+
+    Seconds are compared with the least ever found: a virtual machine's processors are moved now and then to cores that
+    share no cache, and whatever passes data between threads then takes longer, for seconds to minutes.
+    """
+
+    def __init__(self, there_and_back: Callable[[], float] | None = None) -> None:
+        self._cpus = available_cpus()[:_PAIR]
+        self._there_and_back = there_and_back or self._measured
+        self._nearest_s = math.inf
+
+    def _measured(self) -> float:
+        native = library("cores")
+        if native is None or len(self._cpus) < _PAIR:
+            return 0.0
+        native.there_and_back.restype = ctypes.c_double
+        return float(native.there_and_back(*self._cpus, ctypes.c_long(_ROUNDS)))
+
+    def complaint(self) -> str | None:
+        """Why what several CPUs do now cannot be trusted, or ``None``."""
+        found = self._there_and_back()
+        if not found:
+            return None
+        self._nearest_s = min(self._nearest_s, found)
+        return f"cores far apart ({found / self._nearest_s:.1f}x)" if found > _FAR * self._nearest_s else None
+
+
+_CORES = Cores()
 
 
 class _Activity:

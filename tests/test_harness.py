@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profilers.harness import _Activity, bimodal, measure, median_interval
+from profilers.harness import CROWDED, Cores, _Activity, bimodal, measure, median_interval
 
 
 class ScriptedTimer:
@@ -120,3 +120,20 @@ def test_what_our_other_processes_use_is_not_foreign() -> None:
         assert alone is not None
         assert 0.4 < with_child.own - alone.own < 0.7
         child.communicate(b"\n")
+
+
+def test_cores_that_were_nearer_before_are_a_complaint() -> None:
+    """A host that moves a virtual processor makes whatever passes data between threads slower, for everybody."""
+    distances = iter([90e-9, 80e-9, 150e-9, 350e-9, 0.0, 85e-9])
+    cores = Cores(lambda: next(distances))
+    assert [cores.complaint() for _ in range(3)] == [None] * 3
+    far = cores.complaint()
+    assert far is not None and far.startswith(CROWDED) and "4.4x" in far
+    assert [cores.complaint() for _ in range(2)] == [None] * 2, "not known, and near again"
+
+
+def test_the_distance_of_two_cores_is_found() -> None:
+    found = Cores()._measured()
+    if not found:
+        pytest.skip("one CPU, no C compiler, or both CPUs busy")
+    assert 1e-9 < found < 1e-3
