@@ -40,8 +40,8 @@ OPS = (
     Op(name="gemm", about="linear layer", variants=({"dtype": "fp32"}, {"dtype": "bf16"}), prepare=_prepare, work=_work,
        terms=("n k m", "n k", "k m", "n m"),
        axes=(GridAxis("n", (64, 512, 4096, 49152), step=16), GridAxis("k", (64, 512, 2048), step=16),
-             # One row is a product with a vector; from two rows on libraries repack the matrix first.
-             GridAxis("m", (1, 2, 4, 16, 128))),
+             # Up to three fp32 rows are so many products with a vector, each of which reads all weights; four are one.
+             GridAxis("m", (1, 3, 4, 16, 128))),
        on_cuda={"variants": ({"dtype": "bf16"}, {"dtype": "fp32"}),
                 "axes": (GridAxis("n", (1024, 4096, 16384), step=128), GridAxis("k", (1024, 4096, 16384), step=128),
                          GridAxis("m", (1, 16, 128, 1024, 8192)))}),
