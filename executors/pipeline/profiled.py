@@ -6,7 +6,8 @@ backward with gradients added to those of earlier micro-batches; ``input_gradien
 of the weights' gradient, which are added to one after the other, then compete for the same lines of a CPU's first
 cache.
 ``join`` puts several inputs side by side, ``loss`` is the distance to a target, ``weight_update`` one optimizer step of
-a layer's weights. ``samples`` is the local batch; weights stay in the cache from call to call where they fit.
+a layer's weights. ``samples`` is the local batch. Dense layers and transformers are called as in a stage of ``_LAYERS``
+alike, one after the other: weights and gradients stay in the cache from call to call where those of a stage would.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = ["OPS"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _LEAST_TENSORS = 2
+_LAYERS = 4
 _MOST_COPIES = 32
 _COLD_BYTES = 96 << 20
 
@@ -59,13 +61,23 @@ def _both_ways(module: nn.Module, x: torch.Tensor, way: str) -> Callable[[], Any
     return backward
 
 
+def _stage(one: Callable[[], Callable[[], Any]]) -> Prepared:
+    """Layers alike, each called in its turn."""
+    turns = itertools.cycle([one() for _ in range(_LAYERS)])
+    return Prepared(lambda: next(turns)())
+
+
 def _dense(way: str) -> Prepare:
     def prepare(point: Point, device: str, rng: np.random.Generator) -> Prepared:
         layer = Layer(kind="dense", width=point["width"])
-        module = layer_module(layer, point["inputs"]).to(device, DTYPES[point["dtype"]])
-        x = _floats((point["samples"], point["inputs"]), point, device, rng)
-        x.requires_grad_(point.get("input_gradient") != "no")
-        return Prepared(_both_ways(module, x, way))
+
+        def one() -> Callable[[], Any]:
+            module = layer_module(layer, point["inputs"]).to(device, DTYPES[point["dtype"]])
+            x = _floats((point["samples"], point["inputs"]), point, device, rng)
+            x.requires_grad_(point.get("input_gradient") != "no")
+            return _both_ways(module, x, way)
+
+        return _stage(one)
 
     return prepare
 
@@ -74,9 +86,13 @@ def _transformer(way: str) -> Prepare:
     def prepare(point: Point, device: str, rng: np.random.Generator) -> Prepared:
         layer = Layer(kind="transformer", width=point["width"], hidden=point["hidden"], heads=point["heads"],
                       tokens=point["tokens"])
-        module = layer_module(layer, point["width"]).to(device, DTYPES[point["dtype"]])
-        x = _floats((point["samples"], point["tokens"], point["width"]), point, device, rng).requires_grad_()
-        return Prepared(_both_ways(module, x, way))
+
+        def one() -> Callable[[], Any]:
+            module = layer_module(layer, point["width"]).to(device, DTYPES[point["dtype"]])
+            x = _floats((point["samples"], point["tokens"], point["width"]), point, device, rng).requires_grad_()
+            return _both_ways(module, x, way)
+
+        return _stage(one)
 
     return prepare
 
