@@ -7,8 +7,8 @@ branches; chained. Refuses graphs of more than ``DOWNSETS`` downsets, as the ori
 balance: as many equal-work contiguous stages of the line as devices, one device each, 1F1B (the rule of GPipe-like
 libraries). data-parallel: one stage on as many devices as divide the micro-batch.
 sequential: the stages of our plans, chained (the ablation of the paper), at the micro-batch that suits the chain best.
-sequential-refined: that chain after operators have moved between its stages while that helped, as in our plans: what is
-left is the gain of parallel stages alone, of none that the published chain has not had.
+sequential-refined: that chain after operators have moved between its stages while that helped, as in our plans: against
+it only parallel stages themselves gain.
 Deviations: PipeDream's and Piper's planners see our cost model (TPS of a stage, idle devices allowed).
 """
 

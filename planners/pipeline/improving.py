@@ -88,7 +88,7 @@ def _split(prices: Prices, found: Draft, x: int) -> Draft:
 
 def _first_half(prices: Prices, stage: Chosen) -> int:
     """The first operators of a stage that take as near as possible half of its time."""
-    members = list(bits(stage.mask))
+    members = bits(stage.mask)
     at = prices.column[stage.micro // stage.replicas]
     work = (prices.forward[members, at] + prices.backward[members, at]).cumsum()
     cut = min(range(1, len(members)), key=lambda k: abs(2 * work[k - 1] - work[-1]))

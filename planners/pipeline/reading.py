@@ -79,11 +79,8 @@ class Reading:
             if cut is not None:
                 self.chain(stub, *cut)
         self.fork(others, branches)
-        self._between(remainder, child, length)
-        self.stage(choice, node, p, joined(child, 0, q))
-
-    def _between(self, remainder: Any, child: Node, length: int) -> None:
         self.chain(remainder, child, length)
+        self.stage(choice, node, p, joined(child, 0, q))
 
     def fork(self, choice: Any, branches: _Branches) -> None:
         """A choice of ``_fork``."""
